@@ -1,0 +1,35 @@
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+# PyPI's Linux torch brings gigabytes of CUDA; `make demo TORCH_INDEX=` asks for that build.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+SEED ?= 0
+SIZE ?= full
+
+.PHONY: help install demo demo-control test test-all test-slow check bench clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
+
+install: $(VENV)/demo.stamp  ## Set up .venv with everything the demo needs
+
+check: $(VENV)/dev.stamp  ## Lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+test: check  ## Set up, lint, type-check and test (about ten minutes)
+	$(BIN)/pytest
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not installed; set PYTHON=python3.12 or newer, or install Python 3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "make: '$(PYTHON) -m venv' failed; on Debian: apt-get install python3.11-venv"; rm -rf $(VENV); exit 1; }
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+# torch goes in its own --no-deps step: an unreachable extra index costs retries once here instead of once a package.
+$(VENV)/demo.stamp: pyproject.toml | $(BIN)/python
+	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) "torch==2.13.0")
+	$(BIN)/pip install --quiet -e ".[demo]"
+	@touch $@
+$(VENV)/dev.stamp: $(VENV)/demo.stamp
+	$(BIN)/pip install --quiet --group dev
+	@touch $@
