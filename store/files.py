@@ -47,7 +47,9 @@ def append_line(path: Path, line: str) -> None:
     """Add one line to a log-like file and fsync it; a torn last line is the reader's to skip."""
     try:
         created = not path.exists()
-        with open(path, "ab") as file:
+        with open(path, "a+b") as file:
+            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                line = "\n" + line  # a crash tore the last line: do not let it swallow this one
             file.write(line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
