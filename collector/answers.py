@@ -1,0 +1,41 @@
+"""What OTLP answers look like: export responses and google.rpc.Status bodies, in the request's encoding."""
+
+from __future__ import annotations
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from google.rpc.status_pb2 import Status
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from orjson import dumps
+
+from otel_lightning.collector.check import Accepted
+
+RESPONSES = {
+    "spans": (ExportTraceServiceResponse, "rejected_spans"),
+    "events": (ExportLogsServiceResponse, "rejected_log_records"),
+    "metrics": (ExportMetricsServiceResponse, "rejected_data_points"),
+}
+# google.rpc.Code
+INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNIMPLEMENTED, UNAVAILABLE, UNAUTHENTICATED = 3, 8, 12, 14, 16
+
+
+def export_response(accepted: Accepted) -> Message:
+    """Success; `partial_success` is set only when something was rejected."""
+    message, field = RESPONSES[accepted.signal]
+    response = message()
+    if accepted.rejected:
+        setattr(response.partial_success, field, accepted.rejected)
+        response.partial_success.error_message = accepted.reason
+    return response
+
+
+def status(code: int, text: str) -> Status:
+    """An error body."""
+    return Status(code=code, message=text)
+
+
+def encode(message: Message, is_json: bool) -> bytes:
+    """`message` in the encoding the sender used."""
+    return dumps(MessageToDict(message)) if is_json else message.SerializeToString()

@@ -1,0 +1,118 @@
+"""The seam to the disk for everything that must survive power loss.
+
+The write-ahead log, the manifest and recovery touch the disk only through `Disk`, so that tests can run
+the very same code on a simulated disk that loses power between any two operations.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+from otel_lightning.store.files import sync_folder
+
+
+class Disk(Protocol):
+    """The file operations that durability is built from. Paths are absolute or relative to one root.
+
+    Every method raises OSError as the operating system does.
+    """
+
+    def make_folder(self, path: Path) -> None:
+        """Create `path` and its parents, durably; nothing happens if it exists."""
+        ...
+
+    def names(self, folder: Path) -> list[str]:
+        """Sorted names in `folder`; empty if it does not exist."""
+        ...
+
+    def read(self, path: Path) -> bytes:
+        """The whole file."""
+        ...
+
+    def append(self, path: Path, data: bytes) -> None:
+        """Add `data` at the end of `path`, creating it if need be; not durable before `sync`."""
+        ...
+
+    def truncate(self, path: Path, length: int) -> None:
+        """Cut `path` to `length` bytes."""
+        ...
+
+    def sync(self, path: Path) -> None:
+        """Make the content of `path` durable."""
+        ...
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Replace `target` by `source` in one step; durable after `sync_folder`."""
+        ...
+
+    def unlink(self, path: Path) -> None:
+        """Remove `path`; durable after `sync_folder`."""
+        ...
+
+    def sync_folder(self, folder: Path) -> None:
+        """Make creations, renames and removals in `folder` durable."""
+        ...
+
+
+class RealDisk:
+    """The operating system's file system. Files are private to their owner (0600).
+
+    The file appended to last stays open, since a write-ahead log appends to one file for long.
+    Not thread-safe: one writer owns one RealDisk.
+    """
+
+    def __init__(self) -> None:
+        self._open: tuple[Path, int] | None = None
+
+    def make_folder(self, path: Path) -> None:
+        missing = [p for p in (path, *path.parents) if not p.exists()]
+        for folder in reversed(missing):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            sync_folder(folder.parent)
+
+    def names(self, folder: Path) -> list[str]:
+        try:
+            return sorted(os.listdir(folder))
+        except FileNotFoundError:
+            return []
+
+    def read(self, path: Path) -> bytes:
+        return path.read_bytes()
+
+    def append(self, path: Path, data: bytes) -> None:
+        handle = self._handle(path)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(handle, view) :]
+
+    def truncate(self, path: Path, length: int) -> None:
+        os.ftruncate(self._handle(path), length)
+
+    def sync(self, path: Path) -> None:
+        os.fdatasync(self._handle(path))
+
+    def rename(self, source: Path, target: Path) -> None:
+        self.close()
+        os.replace(source, target)
+
+    def unlink(self, path: Path) -> None:
+        if self._open is not None and self._open[0] == path:
+            self.close()
+        path.unlink(missing_ok=True)
+
+    def sync_folder(self, folder: Path) -> None:
+        sync_folder(folder)
+
+    def close(self) -> None:
+        """Close the file kept open, if any."""
+        if self._open is not None:
+            os.close(self._open[1])
+            self._open = None
+
+    def _handle(self, path: Path) -> int:
+        if self._open is None or self._open[0] != path:
+            self.close()
+            self._open = (path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
+        return self._open[1]
