@@ -23,9 +23,7 @@ def run(app: App, argv: Sequence[str] | None = None) -> int:
     LIGHTNING_TRACEBACK=1 to see one for a user's mistake as well.
     """
     name = app.name[0] if app.name else "lightning"
-    return guard(
-        lambda: app(argv, exit_on_error=False, print_error=False, result_action="return_value"), name
-    )
+    return guard(lambda: app(argv, exit_on_error=False, print_error=False, result_action="return_value"), name)
 
 
 def guard(call: Any, name: str) -> int:

@@ -71,9 +71,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
-        raise ConfigError(
-            f"{path}{line}: is not valid YAML ({getattr(error, 'problem', 'syntax')})"
-        ) from None
+        raise ConfigError(f"{path}{line}: is not valid YAML ({getattr(error, 'problem', 'syntax')})") from None
     if data is None:
         return {}
     if not isinstance(data, dict):

@@ -26,9 +26,7 @@ class Address:
         host, _, port = text.strip().rpartition(":")
         host = host.strip("[]") or "127.0.0.1"
         if not port.isdecimal() or int(port) > 65535:
-            raise UsageError(
-                f"{option} '{text}' is not host:port with a port from 0 to 65535, e.g. 127.0.0.1:4318"
-            )
+            raise UsageError(f"{option} '{text}' is not host:port with a port from 0 to 65535, e.g. 127.0.0.1:4318")
         return cls(host, int(port))
 
     def __str__(self) -> str:

@@ -73,7 +73,5 @@ def disk_problem(path: Path, error: OSError) -> StorageError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"{path}: the disk is full; free space and try again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return StorageError(
-            f"{path}: may not be written ({error.strerror}); check the folder's owner and mount"
-        )
+        return StorageError(f"{path}: may not be written ({error.strerror}); check the folder's owner and mount")
     return StorageError(f"{path}: cannot be written ({error.strerror or error})")

@@ -57,30 +57,18 @@ class Policies:
         """Published version names, oldest first; half-written ones are not listed."""
         if not self.folder.is_dir():
             return []
-        names = [
-            p.name
-            for p in self.folder.iterdir()
-            if VERSION.fullmatch(p.name) and (p / "policy.json").is_file()
-        ]
+        names = [p.name for p in self.folder.iterdir() if VERSION.fullmatch(p.name) and (p / "policy.json").is_file()]
         return sorted(names, key=lambda name: int(name[1:]))
 
     def get(self, name: str) -> Policy:
         """The policy a version or pointer names; LightningError with the nearest right name otherwise."""
         version = self.pointer(name) if name in POINTERS else name
         if version is None:
-            raise LightningError(
-                f"{self.folder}/{name} names no policy yet; publish one by training, or promote one"
-            )
+            raise LightningError(f"{self.folder}/{name} names no policy yet; publish one by training, or promote one")
         known = self.versions()
         if version not in known:
             guess = nearest(version, known)
-            hint = (
-                f"did you mean {guess}?"
-                if guess
-                else "no policy is published yet"
-                if not known
-                else "see the list"
-            )
+            hint = f"did you mean {guess}?" if guess else "no policy is published yet" if not known else "see the list"
             raise LightningError(f"there is no policy '{version}' in {self.folder}; {hint}")
         folder = self.folder / version
         info = _read_json(folder / "policy.json")
@@ -138,11 +126,7 @@ class Policies:
         version = f"v{number:04d}"
         with _whole_folder(self.folder / version) as folder:
             save(folder)
-            files = {
-                p.relative_to(folder).as_posix(): file_sha256(p)
-                for p in sorted(folder.rglob("*"))
-                if p.is_file()
-            }
+            files = {p.relative_to(folder).as_posix(): file_sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
             record = {**info, "version": version, "created_unix_nano": time.time_ns(), "files": files}
             write_json(folder / "policy.json", record)
         return Policy(version, self.folder / version, record)
@@ -151,9 +135,7 @@ class Policies:
         """Put gate.json beside a policy; LightningError if there is one, since a verdict is written once."""
         path = self.get(version).folder / "gate.json"
         if path.exists():
-            raise LightningError(
-                f"{path} exists; a gate judges a version once: publish it anew to judge it again"
-            )
+            raise LightningError(f"{path} exists; a gate judges a version once: publish it anew to judge it again")
         write_json(path, dict(verdict))
 
     def remove(self, version: str) -> None:
@@ -179,9 +161,7 @@ def tokenizer_sha256(folder: Path) -> str:
     try:
         digest = hashlib.sha256((folder / "tokenizer.json").read_bytes())
     except OSError:
-        raise LightningError(
-            f"{folder} holds no tokenizer.json; give a complete Hugging Face model folder"
-        ) from None
+        raise LightningError(f"{folder} holds no tokenizer.json; give a complete Hugging Face model folder") from None
     template = folder / "chat_template.jinja"
     if template.is_file():
         digest.update(b"\0" + template.read_bytes())
