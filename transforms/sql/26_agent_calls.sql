@@ -1,0 +1,184 @@
+-- One row per call as the agent's side saw it: nested, repeated and side-by-side spans of one call are one.
+-- grain: one row per (trace_id, span_id), the call's identity; (content_trace_id, content_span_id) is the span whose
+--   content counts; merged_span_ids are the others
+-- kind: bucket
+-- 1. An LLM span with an LLM descendant and no agent or tool between is that call seen from further out: dropped.
+-- 2. Spans with one response id and overlapping intervals are one call; the same id without overlap joins nothing.
+-- 3. Spans of different scopes in one process, not both with an id, one interval inside the other, equal prompt and
+--    answer (or both failed), each the other's only candidate, are one call.
+with recursive
+
+agent_side as (
+    select
+        trace_id, span_id, scope_name, service_instance_id, response_id, start_unix_nano, end_unix_nano, error,
+        talk_hash, answer_hash, prompt_length, llm_ancestor_span_id, root_span_id, agent_span_id, scope_span_id
+    from llm_spans
+    where span_kind = 'llm'
+),
+
+outer_spans as (
+    select distinct trace_id, llm_ancestor_span_id as span_id
+    from agent_side
+    where llm_ancestor_span_id is not null
+),
+
+innermost as (
+    select * from agent_side anti join outer_spans using (trace_id, span_id)
+),
+
+-- The outer span's one inner call: the last of them when it retried.
+inner_of as (
+    select
+        trace_id, llm_ancestor_span_id as outer_span_id,
+        arg_max(span_id, (start_unix_nano, span_id)) as inner_span_id
+    from agent_side
+    where llm_ancestor_span_id is not null
+    group by all
+),
+
+outer_chain as (
+    select trace_id, outer_span_id as member_span_id, inner_span_id as span_id from inner_of
+    union
+    select outer_chain.trace_id, outer_chain.member_span_id, inner_of.inner_span_id
+    from outer_chain
+    join inner_of on inner_of.trace_id = outer_chain.trace_id and inner_of.outer_span_id = outer_chain.span_id
+),
+
+dropped as (
+    select outer_chain.trace_id, outer_chain.member_span_id, outer_chain.span_id
+    from outer_chain
+    semi join innermost using (trace_id, span_id)
+),
+
+by_id as (
+    select
+        *,
+        max(end_unix_nano) over (
+            partition by response_id order by start_unix_nano, trace_id, span_id
+            rows between unbounded preceding and 1 preceding
+        ) as ended_before
+    from innermost
+    where response_id is not null
+),
+
+runs as (
+    select
+        *,
+        sum((ended_before is null or start_unix_nano >= ended_before)::int) over (
+            partition by response_id order by start_unix_nano, trace_id, span_id
+        ) as run
+    from by_id
+),
+
+run_counts as (
+    select response_id, max(run) as runs from runs group by response_id
+),
+
+-- Who stands for the call: the span with an agent or chain around it, else the earliest.
+placed as (
+    select
+        trace_id, span_id, run_counts.runs > 1 as response_id_reused,
+        first_value(trace_id) over same_call as call_trace_id,
+        first_value(span_id) over same_call as call_span_id,
+        first_value(trace_id) over deepest as content_trace_id,
+        first_value(span_id) over deepest as content_span_id
+    from runs
+    join run_counts using (response_id)
+    window
+        same_call as (
+            partition by response_id, case when run_counts.runs > 1 then (trace_id, span_id) end, run
+            order by agent_span_id is null, scope_span_id is null, start_unix_nano, trace_id, span_id
+        ),
+        deepest as (
+            partition by response_id, case when run_counts.runs > 1 then (trace_id, span_id) end, run
+            order by prompt_length desc, start_unix_nano desc, trace_id, span_id
+        )
+),
+
+singles as (
+    select innermost.* from innermost anti join placed using (trace_id, span_id)
+    union all
+    select innermost.* from innermost
+    join placed on innermost.trace_id = placed.call_trace_id and innermost.span_id = placed.call_span_id
+        and placed.trace_id = placed.call_trace_id and placed.span_id = placed.call_span_id
+),
+
+pairs as (
+    select
+        a.trace_id as outer_trace_id, a.span_id as outer_span_id, b.trace_id as inner_trace_id, b.span_id as inner_span_id,
+        a.agent_span_id is null and a.scope_span_id is null and (b.agent_span_id is not null or b.scope_span_id is not null)
+            as inner_has_place
+    from singles as a
+    join singles as b
+        on a.service_instance_id = b.service_instance_id
+        and a.talk_hash = b.talk_hash
+        and a.scope_name <> b.scope_name
+        and (a.response_id is null or b.response_id is null)
+        and a.start_unix_nano <= b.start_unix_nano and a.end_unix_nano >= b.end_unix_nano
+        and (a.trace_id, a.span_id) <> (b.trace_id, b.span_id)
+        and (a.answer_hash = b.answer_hash or (a.error and b.error))
+),
+
+sure_pairs as (
+    select *
+    from pairs
+    where (select count(*) from pairs as p where (p.outer_trace_id, p.outer_span_id) = (pairs.outer_trace_id, pairs.outer_span_id)) = 1
+        and (select count(*) from pairs as p where (p.inner_trace_id, p.inner_span_id) = (pairs.inner_trace_id, pairs.inner_span_id)) = 1
+),
+
+paired as (
+    select
+        case when inner_has_place then inner_trace_id else outer_trace_id end as call_trace_id,
+        case when inner_has_place then inner_span_id else outer_span_id end as call_span_id,
+        inner_trace_id as content_trace_id, inner_span_id as content_span_id,
+        case when inner_has_place then outer_trace_id else inner_trace_id end as trace_id,
+        case when inner_has_place then outer_span_id else inner_span_id end as span_id
+    from sure_pairs
+),
+
+-- Every agent-side span and the call it is part of, in the order of the three steps.
+second as (
+    select
+        innermost.trace_id, innermost.span_id,
+        coalesce(placed.call_trace_id, innermost.trace_id) as call_trace_id,
+        coalesce(placed.call_span_id, innermost.span_id) as call_span_id,
+        coalesce(placed.content_trace_id, innermost.trace_id) as content_trace_id,
+        coalesce(placed.content_span_id, innermost.span_id) as content_span_id,
+        coalesce(placed.response_id_reused, false) as response_id_reused
+    from innermost
+    left join placed using (trace_id, span_id)
+),
+
+third as (
+    select
+        second.trace_id, second.span_id,
+        coalesce(lost.call_trace_id, second.call_trace_id) as call_trace_id,
+        coalesce(lost.call_span_id, second.call_span_id) as call_span_id,
+        coalesce(lost.content_trace_id, kept.content_trace_id, second.content_trace_id) as content_trace_id,
+        coalesce(lost.content_span_id, kept.content_span_id, second.content_span_id) as content_span_id,
+        second.response_id_reused
+    from second
+    left join paired as lost
+        on second.call_trace_id = lost.trace_id and second.call_span_id = lost.span_id
+    left join paired as kept
+        on second.call_trace_id = kept.call_trace_id and second.call_span_id = kept.call_span_id
+),
+
+members as (
+    select * from third
+    union all
+    select
+        dropped.trace_id, dropped.member_span_id, third.call_trace_id, third.call_span_id,
+        third.content_trace_id, third.content_span_id, third.response_id_reused
+    from dropped
+    join third using (trace_id, span_id)
+)
+
+select
+    call_trace_id as trace_id, call_span_id as span_id,
+    min(content_trace_id) as content_trace_id, min(content_span_id) as content_span_id,
+    coalesce(list(trace_id || ':' || span_id order by trace_id, span_id)
+        filter (where (trace_id, span_id) <> (call_trace_id, call_span_id)), []) as merged_span_ids,
+    bool_or(response_id_reused) as response_id_reused
+from members
+group by call_trace_id, call_span_id
