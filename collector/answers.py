@@ -17,8 +17,9 @@ RESPONSES = {
     "events": (ExportLogsServiceResponse, "rejected_log_records"),
     "metrics": (ExportMetricsServiceResponse, "rejected_data_points"),
 }
-# google.rpc.Code
-INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNIMPLEMENTED, UNAVAILABLE, UNAUTHENTICATED = 3, 8, 12, 14, 16
+UNAVAILABLE = 14
+# HTTP status -> google.rpc.Code
+STATUS_CODES = {400: 3, 401: 16, 403: 7, 404: 12, 405: 12, 408: 4, 413: 8, 415: 3, 431: 8, 503: UNAVAILABLE}
 
 
 def export_response(accepted: Accepted) -> Message:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,7 +51,6 @@ def serve(
         "grpc": grpc,
         "http": http,
         "insecure": insecure or None,
-        "token": os.environ.get("LIGHTNING_COLLECT_TOKEN"),
     }
     return serve_until_stopped(load_config(CollectConfig, config, flags))
 

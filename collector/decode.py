@@ -19,11 +19,6 @@ from otel_lightning.collector.schema import CHOICE_PREFIX, MOVED, PROMPT_TOKEN_I
 from otel_lightning.collector.values import TypedMaps, attributes_json, json_text, plain, unique_keys
 from otel_lightning.collector.wal import Frame
 
-REQUESTS = {
-    "spans": ExportTraceServiceRequest,
-    "events": ExportLogsServiceRequest,
-    "metrics": ExportMetricsServiceRequest,
-}
 INT32_MAX = 2**31 - 1
 _MOVED_KIND = {key: (column, "string_value" if kind == STR else "int_value") for key, (column, kind) in MOVED.items()}
 _MOVED_COLUMNS = [column for column, _ in MOVED.values()]
@@ -211,8 +206,8 @@ def _events(frames: list[Frame], collector_id: str) -> pa.Table:
                     for item in unique_keys(record.attributes):
                         maps.add(item.key, item.value.WhichOneof("value"), item.value)
                     maps.end_row()
-                    columns["trace_id"].append(record.trace_id.hex() or None)
-                    columns["span_id"].append(record.span_id.hex() or None)
+                    columns["trace_id"].append(_context_id(record.trace_id, 16))
+                    columns["span_id"].append(_context_id(record.span_id, 8))
                     columns["flags"].append(record.flags)
                     columns["time_unix_nano"].append(record.time_unix_nano)
                     columns["observed_unix_nano"].append(record.observed_time_unix_nano)
@@ -318,6 +313,11 @@ def _origin(resource: Any, scope: Any) -> bytes:
 
 def _content_hash(origin: bytes, message: Any) -> str:
     return hashlib.sha256(origin + message.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _context_id(identifier: bytes, length: int) -> str | None:
+    """The id of a log record's context; None where there is none, or none that OTLP calls valid."""
+    return identifier.hex() if len(identifier) == length and identifier.strip(b"\0") else None
 
 
 def _string(value: Any) -> str | None:

@@ -2,8 +2,8 @@
 
 Two threads of its own. The writer takes whatever requests wait, appends them to the log with one fsync
 (group commit) and resolves their futures: that is the acknowledgement. The roller turns sealed segments
-into Parquet files and a manifest entry, in this order: Parquet durable, entry durable, segment removed.
-Start-up finishes what a crash interrupted, without a human.
+into Parquet files and a manifest entry (`recovery.convert_segment`). When memory, backlog or disk are full
+requests are refused, retryably, and nothing is dropped in silence.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from otel_lightning.app.errors import BusyError
 from otel_lightning.collector.check import Accepted
@@ -27,32 +28,36 @@ from otel_lightning.store.lake import Lake
 
 LOG = logging.getLogger("lightning-collect")
 GROUP_BYTES = 8 << 20  # more than this in one fsync only makes the first of them wait
-RETRY_S = 1.0  # a full disk is looked at again after this long
+RETRY_S = 1.0  # a disk that refused is tried again after this long
+SPACE_CHECK_S = 0.5  # how old the figure for free space may be
 
 
 @dataclass(frozen=True)
 class Limits:
     """When segments are sealed and when requests are refused."""
 
-    roll_bytes: int = 64 << 20
+    roll_bytes: int = 32 << 20
     roll_s: float = 5.0
+    queued_bytes: int = 256 << 20
     pending_bytes: int = 1 << 30
     reserve_bytes: int = 64 << 20
 
 
 @dataclass
 class Counters:
-    """What happened since start; read by /metrics and the closing line."""
+    """What happened since start. Each field is written by one thread, or under the lock."""
 
     received: dict[str, int] = field(default_factory=lambda: {"spans": 0, "events": 0, "metrics": 0})
     stored: dict[str, int] = field(default_factory=lambda: {"spans": 0, "events": 0, "metrics": 0})
     refused: dict[str, int] = field(default_factory=dict)
+    rejected_rows: int = 0
+    queued_bytes: int = 0
     pending_bytes: int = 0
-    quarantined: int = 0
-
-    def refuse(self, reason: str) -> None:
-        """Count one request refused for `reason`."""
-        self.refused[reason] = self.refused.get(reason, 0) + 1
+    set_aside: int = 0
+    syncs: int = 0
+    sync_s: float = 0.0
+    segments: int = 0
+    convert_s: float = 0.0
 
 
 @dataclass
@@ -60,21 +65,30 @@ class _Flush:
     done: Future[None]
 
 
-class Ingest:
-    """The durable path of one lake. `submit` from any thread; `close` returns when all is in Parquet."""
+_Item = tuple[Accepted, Future[None]]
 
-    def __init__(self, disk: Callable[[], Disk], lake: Lake, convert: Converter, limits: Limits | None = None) -> None:
+
+class Ingest:
+    """The durable path of one lake. `submit` and `flush` from any thread; `close` when all senders are gone.
+
+    `disk` makes a disk for one thread's use. Opening recovers what a crash left; OSError when that fails.
+    """
+
+    def __init__(
+        self, disk: Callable[[], Disk], lake: Lake, converter: Converter, limits: Limits | None = None
+    ) -> None:
         self.lake, self.limits, self.counters = lake, limits or Limits(), Counters()
         self._lock = threading.Lock()
-        self._roll_disk, self._convert = disk(), convert  # a disk belongs to one thread
-        recovered = recover(disk(), lake, convert)
-        self.counters.quarantined = recovered.quarantined
-        self.recovered = recovered
-        self._wal: Wal = recovered.wal
-        self._inbox: queue.SimpleQueue[tuple[Accepted, Future[None]] | _Flush | None] = queue.SimpleQueue()
+        self._roll_disk, self._converter = disk(), converter
+        self.recovered = recover(disk(), lake, converter)
+        self.counters.set_aside = self.recovered.set_aside
+        self._wal: Wal = self.recovered.wal
+        self._inbox: queue.SimpleQueue[_Item | _Flush | None] = queue.SimpleQueue()
         self._sealed: queue.SimpleQueue[int | _Flush | None] = queue.SimpleQueue()
         self._closed = False
         self._roll_error: str | None = None
+        self._write_error: str | None = None
+        self._free_bytes, self._space_checked = 0, -SPACE_CHECK_S
         self._writer = threading.Thread(target=self._write, name="wal-writer")
         self._roller = threading.Thread(target=self._roll, name="roller")
         self._writer.start()
@@ -83,17 +97,20 @@ class Ingest:
     def submit(self, request: Accepted) -> Future[None]:
         """Queue an accepted request; the future resolves once it is durable, or fails with BusyError."""
         future: Future[None] = Future()
-        problem = self._refusal()
+        problem = self.refusal(len(request.body))
         if problem is not None:
-            self.counters.refuse(problem[0])
-            future.set_exception(BusyError(problem[1]))
-        else:
-            self._pend(len(request.body))
-            self._inbox.put((request, future))
+            future.set_exception(BusyError(problem))
+            return future
+        with self._lock:
+            self.counters.queued_bytes += len(request.body)
+        self._inbox.put((request, future))
         return future
 
     def flush(self) -> Future[None]:
-        """A future that resolves when everything acknowledged before this call is in Parquet and manifest."""
+        """A future that resolves when everything acknowledged before this call is in Parquet and manifest.
+
+        It fails with BusyError when that cannot be had now.
+        """
         future: Future[None] = Future()
         if self._closed:
             future.set_exception(BusyError("the collector is stopping"))
@@ -101,30 +118,58 @@ class Ingest:
             self._inbox.put(_Flush(future))
         return future
 
+    def refusal(self, size: int) -> str | None:
+        """Why a request of `size` bytes cannot be taken now, counted; None when it can."""
+        reason, text = "", ""
+        if self._closed:
+            reason, text = "stopping", "the collector is stopping; send again in a moment"
+        elif self.counters.queued_bytes and self.counters.queued_bytes + size > self.limits.queued_bytes:
+            reason, text = "memory", "too much waits for the disk; send again in a moment"
+        elif self.counters.pending_bytes > self.limits.pending_bytes:
+            reason, text = "backlog", "more waits to become Parquet than allowed; send again in a moment"
+        elif self._free() < self.limits.reserve_bytes:
+            reason, text = "disk_full", "the disk is full; free space, then send again"
+        if reason:
+            self.count_refusal(reason)
+            return text
+        return None
+
+    def count_refusal(self, reason: str) -> None:
+        """Count one request refused for `reason`."""
+        with self._lock:
+            self.counters.refused[reason] = self.counters.refused.get(reason, 0) + 1
+
+    def count_rejected(self, rows: int) -> None:
+        """Count rows that were rejected out of an accepted request."""
+        if rows:
+            with self._lock:
+                self.counters.rejected_rows += rows
+
     @property
     def problem(self) -> str | None:
-        """Why data is not reaching Parquet at the moment, or None."""
-        return self._roll_error
+        """Why data is not reaching disk or Parquet at the moment, or None."""
+        return self._write_error or self._roll_error
 
-    def close(self) -> None:
-        """Refuse what is new, finish what is acknowledged, stop both threads."""
+    def close(self) -> bool:
+        """Refuse what is new, finish what is acknowledged, stop both threads.
+
+        True when everything acknowledged is in Parquet; False when the disk refused: it is then still in
+        the log, and the next start finishes it.
+        """
         self._closed = True
         self._inbox.put(None)
         self._writer.join()
         self._roller.join()
+        return self._roll_error is None
 
-    def _pend(self, bytes_: int) -> None:
-        with self._lock:
-            self.counters.pending_bytes = max(0, self.counters.pending_bytes + bytes_)
+    def _free(self) -> int:
+        now = time.monotonic()
+        if now - self._space_checked >= SPACE_CHECK_S:
+            found = os.statvfs(self.lake.root)
+            self._free_bytes, self._space_checked = found.f_bavail * found.f_frsize, now
+        return self._free_bytes
 
-    def _refusal(self) -> tuple[str, str] | None:
-        if self._closed:
-            return "stopping", "the collector is stopping; send again in a moment"
-        if self.counters.pending_bytes > self.limits.pending_bytes:
-            return "backlog", "more is waiting to be stored than allowed; send again in a moment"
-        if _free_bytes(self.lake) < self.limits.reserve_bytes:
-            return "disk_full", "the disk is full; free space, then send again"
-        return None
+    # The writer thread
 
     def _write(self) -> None:
         while True:
@@ -139,10 +184,10 @@ class Ingest:
                 self._sealed.put(None)
                 return
 
-    def _next_batch(self) -> tuple[list[tuple[Accepted, Future[None]]], list[_Flush], bool]:
+    def _next_batch(self) -> tuple[list[_Item], list[_Flush], bool]:
         began = self._wal.began_unix_nano
         wait = None if began is None else max(0.0, self.limits.roll_s - (time.time_ns() - began) / 1e9)
-        batch: list[tuple[Accepted, Future[None]]] = []
+        batch: list[_Item] = []
         flushes: list[_Flush] = []
         size = 0
         try:
@@ -162,73 +207,102 @@ class Ingest:
             pass
         return batch, flushes, False
 
-    def _append(self, batch: Sequence[tuple[Accepted, Future[None]]]) -> None:
+    def _append(self, batch: list[_Item]) -> None:
         now, seq = time.time_ns(), self._wal.next_seq
-        frames = []
+        began = self._wal.began_unix_nano
+        if began is not None and _day(began) != _day(now):
+            self._seal()  # a segment's rows all lie under one ingest day
+        frames: list[Frame] = []
         for request, _ in batch:
             frames.append(Frame(request.signal, now, seq, request.rows, request.body))
             seq += request.rows
+        size = sum(len(request.body) for request, _ in batch)
+        before = time.monotonic()
         try:
             self._wal.append(frames)
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            reason = "disk_full" if full else "disk_error"
-            text = "the disk is full; free space" if full else f"the disk refused a write ({error.strerror})"
-            LOG.error("%s; %d requests were refused and will be sent again by their senders", text, len(batch))
-            for request, future in batch:
-                self._pend(-len(request.body))
-                self.counters.refuse(reason)
-                future.set_exception(BusyError(f"{text}, then send again"))
-            if self._wal.must_seal:
-                self._seal()
+            self._refuse(batch, size, error)
             return
-        self._wal.next_seq = seq
+        self._write_error = None
+        with self._lock:
+            self.counters.queued_bytes -= size
+            self.counters.pending_bytes += size
+            self.counters.syncs += 1
+            self.counters.sync_s += time.monotonic() - before
         for request, future in batch:
             self.counters.received[request.signal] += request.rows
             future.set_result(None)
+
+    def _refuse(self, batch: list[_Item], size: int, error: OSError) -> None:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        text = "the disk is full; free space" if full else f"the disk refused a write ({error.strerror})"
+        if self._write_error is None:
+            LOG.error("%s; requests are refused until it works again, senders keep and resend them", text)
+        self._write_error = text
+        with self._lock:
+            self.counters.queued_bytes -= size
+        for _, future in batch:
+            self.count_refusal("disk_full" if full else "disk_error")
+            future.set_exception(BusyError(f"{text}, then send again"))
+        self._seal()
 
     def _is_due(self) -> bool:
         began = self._wal.began_unix_nano
         if began is None:
             return False
-        old = time.time_ns() - began >= self.limits.roll_s * 1e9
-        return old or self._wal.must_seal or self._wal.bytes_in_segment >= self.limits.roll_bytes
+        return (
+            time.time_ns() - began >= self.limits.roll_s * 1e9 or self._wal.bytes_in_segment >= self.limits.roll_bytes
+        )
 
     def _seal(self) -> None:
-        segment = self._wal.seal()
-        if segment is not None:
+        for segment in self._wal.seal():
             self._sealed.put(segment)
 
-    def _roll(self) -> None:
-        while True:
-            item = self._sealed.get()
-            if item is None:
-                return
-            if isinstance(item, _Flush):
-                item.done.set_result(None)
-                continue
-            self._roll_segment(item)
+    # The roller thread
 
-    def _roll_segment(self, segment: int) -> None:
+    def _roll(self) -> None:
+        waiting: list[int] = []
         while True:
             try:
-                entry = convert_segment(self._roll_disk, self.lake, self._wal, segment, self._convert)
-                break
+                item = self._sealed.get(timeout=RETRY_S if waiting else None)
+            except queue.Empty:
+                self._roll_all(waiting)
+                continue
+            if item is None:
+                self._roll_all(waiting)
+                return
+            if isinstance(item, _Flush):
+                self._roll_all(waiting)
+                if waiting:
+                    item.done.set_exception(BusyError(f"{self._roll_error}; free space, then flush again"))
+                else:
+                    item.done.set_result(None)
+            else:
+                waiting.append(item)
+                if self._roll_error is None:
+                    self._roll_all(waiting)
+
+    def _roll_all(self, waiting: list[int]) -> None:
+        """Convert segments in order; one that the disk refuses stays in `waiting`, and so do those behind it."""
+        while waiting:
+            before = time.monotonic()
+            try:
+                entry = convert_segment(self._roll_disk, self.lake, self._wal, waiting[0], self._converter)
             except OSError as error:
-                # Acknowledged data is safe in the log; wait for the disk rather than give up on it.
-                self._roll_error = f"segment {segment} cannot be written ({error.strerror or error})"
-                LOG.error("%s; its log is kept and tried again", self._roll_error)
-                if self._closed:
-                    return
-                time.sleep(RETRY_S)
-        self._roll_error = None
-        if entry is not None:
-            # Segments left by an earlier process were never counted as pending, so never below zero.
-            self._pend(-entry.wal_bytes)
+                # Acknowledged rows are safe in the log; wait for the disk rather than give up on them.
+                if self._roll_error is None:
+                    LOG.error("no Parquet can be written (%s); the log is kept and tried again", error.strerror)
+                self._roll_error = f"Parquet cannot be written ({error.strerror or 'disk error'})"
+                return
+            self._roll_error = None
+            waiting.pop(0)
+            with self._lock:
+                self.counters.pending_bytes -= entry.wal_bytes
+                self.counters.segments += 1
+                self.counters.convert_s += time.monotonic() - before
             for file in entry.files:
                 self.counters.stored[file.signal] += file.rows
 
 
-def _free_bytes(lake: Lake) -> int:
-    found = os.statvfs(lake.root)
-    return found.f_bavail * found.f_frsize
+def _day(unix_nano: int) -> int:
+    return datetime.fromtimestamp(unix_nano // 1_000_000_000, UTC).toordinal()

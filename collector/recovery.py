@@ -1,99 +1,127 @@
 """Sealed segments to Parquet, and start-up after any crash. One function does both, so that recovery is no
 special case: converting a segment again gives the same files under the same names.
+
+The order that nothing may change: data files durable, manifest entry durable, segment removed. What the
+bytes of a data file are is the converter's business; a test may copy bytes where the real one writes Parquet.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
+from otel_lightning.collector.quarantine import set_aside
 from otel_lightning.collector.wal import Frame, Wal, decode_frames
 from otel_lightning.store.fs import Disk
 from otel_lightning.store.lake import SIGNALS, Lake
-from otel_lightning.store.manifest import DataFile, Entry, read_entries, segment_name, write_entry
+from otel_lightning.store.manifest import DataFile, Entry, parse_entry, segment_name, write_entry
 
-# frames, collector_id -> {signal: (file bytes, rows)}; the real one writes Parquet, tests may copy bytes
-Converter = Callable[[Sequence[Frame], str], dict[str, tuple[bytes, int]]]
+
+@dataclass(frozen=True)
+class Origin:
+    """The stretch of a log that a data file was made from; written into the file, so that it can be found again."""
+
+    collector_id: str
+    segment: int
+    first_seq: int
+    last_seq: int
+
+
+@dataclass(frozen=True)
+class Content:
+    """One data file: its bytes and how many rows they hold."""
+
+    data: bytes
+    rows: int
+
+
+class Converter(Protocol):
+    """Turns frames into data files. Equal frames and origin give equal files."""
+
+    def convert(self, frames: Sequence[Frame], origin: Origin) -> dict[str, Content]:
+        """A file for each signal that has rows."""
+        ...
+
+    def inspect(self, data: bytes) -> tuple[Origin, int] | None:
+        """Where a data file came from and its rows; None when it cannot be read."""
+        ...
 
 
 @dataclass(frozen=True)
 class Recovered:
-    """The log, ready to be written to, and what start-up found: segments converted, damaged tails set aside."""
+    """The log, ready to be written to, and what start-up did."""
 
     wal: Wal
     segments: int
     rows: int
-    quarantined: int
+    set_aside: int
 
 
-def recover(disk: Disk, lake: Lake, convert: Converter) -> Recovered:
-    """Open the log of `lake` and finish every segment that a crash left unconverted."""
-    for folder in (
-        lake.root,
-        lake.wal,
-        lake.manifest,
-        lake.quarantine,
-        *(lake.signal(name) for name in SIGNALS),
-    ):
+def recover(disk: Disk, lake: Lake, converter: Converter) -> Recovered:
+    """Open the log of `lake` and finish everything a crash left unfinished. Needs no human, may be interrupted."""
+    for folder in (lake.root, lake.wal, lake.manifest, *(lake.signal(name) for name in SIGNALS)):
         disk.make_folder(folder)
-    _sweep(disk, lake.wal)
-    _sweep(disk, lake.manifest)
-    entries = list(read_entries(disk, lake))
-    wal = Wal(
-        disk,
-        lake,
-        next_segment=max((entry.segment for entry in entries), default=0) + 1,
-        next_seq=max((entry.last_seq for entry in entries), default=0) + 1,
-    )
-    done = {entry.segment for entry in entries if entry.collector_id == wal.collector_id}
-    segments = rows = quarantined = 0
+    before = len(disk.names(lake.quarantine))
+    for folder in (lake.wal, lake.manifest, lake.quarantine):
+        _sweep(disk, folder)
+    wal = Wal(disk, lake)
+    entries = {entry.name: entry for entry in _entries(disk, lake)}
+    waiting = {segment_name(wal.collector_id, segment) for segment in wal.leftover}
+    for entry in _adopt(disk, lake, converter, known=entries.keys() | waiting):
+        entries[entry.name] = entry
+    for entry in entries.values():
+        wal.skip_to(segment=entry.segment + 1, seq=entry.last_seq + 1)
+    segments = rows = 0
     for segment in wal.leftover:
-        if segment in done:
+        if segment_name(wal.collector_id, segment) in entries:
             _remove(disk, lake, wal.path(segment))
             continue
-        before = len(disk.names(lake.quarantine))
-        entry = convert_segment(disk, lake, wal, segment, convert)
-        quarantined += len(disk.names(lake.quarantine)) > before
-        if entry is not None:
-            segments += 1
-            rows += sum(file.rows for file in entry.files)
-            wal.next_seq = max(wal.next_seq, entry.last_seq + 1)
-    return Recovered(wal, segments, rows, quarantined)
+        entry = convert_segment(disk, lake, wal, segment, converter)
+        wal.skip_to(segment=segment + 1, seq=entry.last_seq + 1)
+        segments += 1
+        rows += sum(file.rows for file in entry.files)
+    return Recovered(wal, segments, rows, (len(disk.names(lake.quarantine)) - before + 1) // 2)
 
 
-def convert_segment(disk: Disk, lake: Lake, wal: Wal, segment: int, convert: Converter) -> Entry | None:
-    """Turn one sealed segment into Parquet files and a manifest entry, then remove it.
+def convert_segment(disk: Disk, lake: Lake, wal: Wal, segment: int, converter: Converter) -> Entry:
+    """Turn one sealed segment into data files and a manifest entry, then remove it.
 
-    Returns the entry, or None when the segment held no whole frame. Safe to interrupt anywhere and repeat.
+    Safe to interrupt anywhere and to repeat. OSError when the disk refuses; the segment is then still there.
+    What cannot be read or converted is set aside with its reason, alone.
     """
     path = wal.path(segment)
-    data = disk.read(path)
-    frames, length = decode_frames(data)
     name = segment_name(wal.collector_id, segment)
-    if length < len(data):
-        _set_aside(disk, lake, name, data[length:], length)
-    if not frames:
-        _remove(disk, lake, path)
-        return None
+    data = disk.read(path)
+    frames, damages = decode_frames(data, wal.marker)
+    for damage in damages:
+        why = "no whole frame is here: length or checksum is wrong, as after a crash during a write or a failing disk"
+        set_aside(disk, lake, f"{name}-{damage.start}.frame", data[damage.start : damage.end], why)
+    origin = Origin(
+        wal.collector_id,
+        segment,
+        first_seq=min((frame.first_seq for frame in frames), default=0),
+        last_seq=max((frame.last_seq for frame in frames), default=0),
+    )
     # The day is that of our clock when the segment began, so that a repeat lands in the same folder.
-    day = datetime.fromtimestamp(frames[0].received_unix_nano / 1e9, UTC).strftime("%Y-%m-%d")
-    files = []
-    for signal, (content, rows) in sorted(convert(frames, wal.collector_id).items()):
+    began = frames[0].received_unix_nano if frames else 0
+    day = datetime.fromtimestamp(began // 1_000_000_000, UTC).strftime("%Y-%m-%d")
+    files: list[DataFile] = []
+    for signal, content in sorted(_contents(disk, lake, name, frames, origin, converter).items()):
         folder = lake.signal(signal) / f"day={day}"
         disk.make_folder(folder)
-        _write_file(disk, folder, f"{name}.parquet", content)
-        relative = (folder / f"{name}.parquet").relative_to(lake.root).as_posix()
-        files.append(DataFile(signal, relative, rows, hashlib.sha256(content).hexdigest()))
-    last = frames[-1]
+        _write_file(disk, folder, f"{name}.parquet", content.data)
+        relative = f"{signal}/day={day}/{name}.parquet"
+        files.append(DataFile(signal, relative, content.rows, hashlib.sha256(content.data).hexdigest()))
+    # Also without files: the entry keeps the segment's number from being used again.
     entry = Entry(
-        collector_id=wal.collector_id,
+        collector_id=origin.collector_id,
         segment=segment,
-        first_seq=frames[0].first_seq,
-        last_seq=last.first_seq + last.rows - 1,
+        first_seq=origin.first_seq,
+        last_seq=origin.last_seq,
         wal_bytes=sum(len(frame.body) for frame in frames),
         files=tuple(files),
     )
@@ -102,17 +130,81 @@ def convert_segment(disk: Disk, lake: Lake, wal: Wal, segment: int, convert: Con
     return entry
 
 
-def _set_aside(disk: Disk, lake: Lake, name: str, tail: bytes, offset: int) -> None:
-    """Keep a damaged tail and the reason beside it. The reason goes last: with it the pair is complete."""
-    reason = {
-        "what": "end of a write-ahead log segment that does not check out",
-        "why": "length or checksum of the next frame is wrong, as after a crash during a write",
-        "segment": name,
-        "offset": offset,
-        "bytes": len(tail),
-    }
-    _write_file(disk, lake.quarantine, f"{name}.tail", tail)
-    _write_file(disk, lake.quarantine, f"{name}.json", (json.dumps(reason, indent=2) + "\n").encode())
+def _contents(
+    disk: Disk, lake: Lake, name: str, frames: list[Frame], origin: Origin, converter: Converter
+) -> dict[str, Content]:
+    try:
+        return converter.convert(frames, origin)
+    except (OSError, MemoryError):
+        raise
+    except Exception:
+        # One request that the converter cannot digest must neither stop the others nor be lost.
+        good = [frame for frame in frames if _converts(disk, lake, name, frame, origin, converter)]
+        return converter.convert(good, origin)
+
+
+def _converts(disk: Disk, lake: Lake, name: str, frame: Frame, origin: Origin, converter: Converter) -> bool:
+    try:
+        converter.convert([frame], origin)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        why = f"this OTLP {frame.signal} request could not be turned into rows ({type(error).__name__})"
+        set_aside(disk, lake, f"{name}-seq{frame.first_seq}.{frame.signal}.pb", frame.body, why)
+        return False
+    return True
+
+
+def _entries(disk: Disk, lake: Lake) -> Iterator[Entry]:
+    for name in disk.names(lake.manifest):
+        if not name.endswith(".json") or name.startswith("."):
+            continue
+        data = disk.read(lake.manifest / name)
+        try:
+            yield parse_entry(data)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            set_aside(disk, lake, f"manifest-{name}", data, "this manifest entry cannot be read; it was rebuilt")
+            disk.unlink(lake.manifest / name)
+            disk.sync_folder(lake.manifest)
+
+
+def _adopt(disk: Disk, lake: Lake, converter: Converter, known: set[str]) -> Iterator[Entry]:
+    """Entries for data files that no entry names and no segment will rewrite: their entry was lost."""
+    found: dict[str, list[tuple[str, Path]]] = {}
+    for signal in SIGNALS:
+        for day in disk.names(lake.signal(signal)):
+            folder = lake.signal(signal) / day
+            _sweep(disk, folder)
+            for name in disk.names(folder):
+                stem, _, ending = name.rpartition(".")
+                if ending == "parquet" and stem not in known:
+                    found.setdefault(stem, []).append((signal, folder / name))
+    for stem, paths in found.items():
+        entry = _rebuilt(disk, lake, converter, paths)
+        if entry is not None and entry.name == stem:
+            write_entry(disk, lake, entry)
+            yield entry
+
+
+def _rebuilt(disk: Disk, lake: Lake, converter: Converter, paths: list[tuple[str, Path]]) -> Entry | None:
+    origin: Origin | None = None
+    files: list[DataFile] = []
+    for signal, path in paths:
+        data = disk.read(path)
+        inspected = converter.inspect(data)
+        if inspected is None:
+            set_aside(
+                disk, lake, f"{signal}-{path.name}", data, "this data file cannot be read and no log holds its rows"
+            )
+            disk.unlink(path)
+            disk.sync_folder(path.parent)
+            continue
+        origin, rows = inspected
+        relative = path.relative_to(lake.root).as_posix()
+        files.append(DataFile(signal, relative, rows, hashlib.sha256(data).hexdigest()))
+    if origin is None:
+        return None
+    return Entry(origin.collector_id, origin.segment, origin.first_seq, origin.last_seq, 0, tuple(files))
 
 
 def _write_file(disk: Disk, folder: Path, name: str, content: bytes) -> None:

@@ -12,7 +12,7 @@ from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 
 from otel_lightning.app.errors import BusyError, LightningError, SenderError
-from otel_lightning.app.listen import Address
+from otel_lightning.app.listen import Address, bind
 from otel_lightning.collector.answers import UNAVAILABLE, export_response
 from otel_lightning.collector.check import check_protobuf
 from otel_lightning.collector.config import CollectConfig
@@ -23,16 +23,26 @@ SERVICES = {
     "opentelemetry.proto.collector.logs.v1.LogsService": "events",
     "opentelemetry.proto.collector.metrics.v1.MetricsService": "metrics",
 }
-WORKERS = 8  # each waits for one group commit; more only queue behind the same fsync
+# Each waits for one group commit; more only queue behind the same fsync. A call's message is read when a
+# worker takes it, so this also bounds how many messages are in memory.
+WORKERS = 8
 ACK_TIMEOUT_S = 30.0
 
 
 class GrpcServer:
     """The gRPC listener. LightningError from the constructor when the port cannot be had."""
 
-    def __init__(self, ingest: Ingest, config: CollectConfig, address: Address) -> None:
+    def __init__(
+        self,
+        ingest: Ingest,
+        config: CollectConfig,
+        address: Address,
+        token: str | None = None,
+        tls: tuple[bytes, bytes] | None = None,
+    ) -> None:
         self._ingest = ingest
-        self._token = f"Bearer {config.token.get_secret_value()}" if config.token else None
+        self._token = f"Bearer {token}".encode() if token else None
+        self.scheme = "http" if tls is None else "https"
         self._server = grpc.server(
             futures.ThreadPoolExecutor(WORKERS, thread_name_prefix="grpc"),
             options=[
@@ -40,22 +50,20 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_concurrent_streams", config.max_connections),
             ],
-            maximum_concurrent_rpcs=config.max_connections,
         )
         for service, signal in SERVICES.items():
             handler = grpc.unary_unary_rpc_method_handler(
                 self._export(signal), request_deserializer=None, response_serializer=None
             )
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"Export": handler}),))
+        bind(address).close()  # says in one line what is wrong with the address, where grpc would not
         try:
-            port = self._server.add_insecure_port(str(address))
-        except RuntimeError:
-            port = 0
-        if port == 0:
-            raise LightningError(
-                f"port {address.port} on {address.host} is busy or not ours; stop what listens there "
-                "or choose another port (0 = any free one)"
-            )
+            if tls is None:
+                port = self._server.add_insecure_port(str(address))
+            else:
+                port = self._server.add_secure_port(str(address), grpc.ssl_server_credentials([tls]))
+        except RuntimeError as error:
+            raise LightningError(f"cannot listen on {address} ({error})") from None
         self.address = Address(address.host, port)
 
     def start(self) -> None:
@@ -72,13 +80,14 @@ class GrpcServer:
             try:
                 accepted = check_protobuf(signal, body)
             except SenderError as error:
-                self._ingest.counters.refuse("grpc_invalid_argument")
+                self._ingest.count_refusal("grpc_invalid_argument")
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             if accepted.rows:
                 try:
                     self._ingest.submit(accepted).result(ACK_TIMEOUT_S)
                 except (BusyError, futures.TimeoutError) as error:
                     _unavailable(context, str(error) or "the disk does not keep up; send again")
+            self._ingest.count_rejected(accepted.rejected)
             return export_response(accepted).SerializeToString()
 
         return export
@@ -87,7 +96,8 @@ class GrpcServer:
         if self._token is None:
             return
         metadata = dict(context.invocation_metadata())
-        if not hmac.compare_digest(str(metadata.get("authorization", "")), self._token):
+        if not hmac.compare_digest(str(metadata.get("authorization", "")).encode(), self._token):
+            self._ingest.count_refusal("grpc_unauthenticated")
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "a bearer token is needed: set OTEL_EXPORTER_OTLP_HEADERS")
 
 

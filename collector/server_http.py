@@ -1,249 +1,266 @@
 """OTLP over HTTP: POST …/v1/{traces,logs,metrics} (protobuf or JSON, identity or gzip), plus /flush, health, metrics.
 
-A plain ASGI application under uvicorn, in a thread of its own. Answers follow the OTLP specification: 200 only
-after the bytes are durable, 503 with Retry-After: 1 when full (older exporters drop their batch on 429).
+Answers follow the OTLP specification: 200 only after the bytes are durable, 503 with Retry-After: 1 when
+full (older exporters drop their batch on 429), google.rpc.Status bodies in the request's encoding.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
-import logging
+import ipaddress
 import socket
+import ssl
 import threading
 import zlib
-from collections.abc import Awaitable, Callable
-from typing import Any
-
-import uvicorn
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from otel_lightning.app.errors import BusyError, SenderError
 from otel_lightning.app.listen import Address, bound
-from otel_lightning.collector.answers import (
-    INVALID_ARGUMENT,
-    RESOURCE_EXHAUSTED,
-    UNAUTHENTICATED,
-    UNAVAILABLE,
-    UNIMPLEMENTED,
-    encode,
-    export_response,
-    status,
-)
+from otel_lightning.collector.answers import STATUS_CODES, encode, export_response, status
 from otel_lightning.collector.check import Accepted, check_json, check_protobuf
 from otel_lightning.collector.config import CollectConfig
+from otel_lightning.collector.http_connection import Connection, Limits, Request, Response
 from otel_lightning.collector.ingest import Ingest
 from otel_lightning.collector.metrics import prometheus
 
 PATHS = {"traces": "spans", "logs": "events", "metrics": "metrics"}
-PROTOBUF, JSON = "application/x-protobuf", "application/json"
+PROTOBUF, JSON, TEXT = "application/x-protobuf", "application/json", "text/plain; version=0.0.4"
 LARGE_BODY_BYTES = 256 << 10  # checking more than this would stall other connections: use a thread
 FLUSH_TIMEOUT_S = 60.0
+STOP_S = 10.0  # requests under way get this long when the collector stops
+MAX_GZIP_MEMBERS = 64  # nobody sends more, and each costs a pass over what is left
 
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
+Reply = Callable[[Response], None]
 
 
-class _Refused(Exception):
-    def __init__(self, http_status: int, code: int, text: str) -> None:
-        super().__init__(text)
-        self.http_status, self.code, self.text = http_status, code, text
+class TooLarge(SenderError):
+    """A body that inflates past the limit."""
 
 
 class HttpServer:
     """The HTTP listener; `start` returns when it answers, `stop` when open requests are done."""
 
-    def __init__(self, ingest: Ingest, config: CollectConfig, listener: socket.socket) -> None:
+    def __init__(
+        self,
+        ingest: Ingest,
+        config: CollectConfig,
+        listener: socket.socket,
+        token: str | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.address: Address = bound(listener)
-        self._ingest, self._config, self._listener = ingest, config, listener
-        self._token = config.token.get_secret_value().encode() if config.token else None
-        # At info level uvicorn would log one line a request.
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                self._answer,
-                interface="asgi3",
-                http="httptools",
-                proxy_headers=False,
-                loop="auto",
-                lifespan="off",
-                log_config=None,
-                log_level=logging.ERROR,
-                access_log=False,
-                server_header=False,
-                limit_concurrency=config.max_connections,
-                timeout_keep_alive=75,
-                timeout_graceful_shutdown=10,
-            )
-        )
-        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+        self.scheme = "http" if tls is None else "https"
+        self._ingest, self._listener, self._tls = ingest, listener, tls
+        self._token = token.encode() if token else None
+        self._limits = Limits(config.max_body_bytes, config.queued_bytes, config.max_connections, config.read_timeout_s)
+        self._connections: set[Connection] = set()
+        self._workers = ThreadPoolExecutor(2, thread_name_prefix="check")
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="http", daemon=True)
+        self._ready = threading.Event()
 
     def start(self) -> None:
         """Begin to listen in a thread of its own."""
         self._thread.start()
+        self._ready.wait()
 
     def stop(self) -> None:
         """Stop accepting, let open requests finish."""
-        self._server.should_exit = True
-        self._thread.join(timeout=15)
+        with contextlib.suppress(RuntimeError):  # the loop ended by itself
+            self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join(STOP_S + 5)
+        self._workers.shutdown()
 
-    def _run(self) -> None:
-        # Signals belong to the main thread; uvicorn only takes them when it runs there.
-        asyncio.run(self._server.serve(sockets=[self._listener]))
+    async def _serve(self) -> None:
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        server = await self._loop.create_server(
+            lambda: Connection(self, self._limits, self._connections), sock=self._listener, ssl=self._tls
+        )
+        self._ready.set()
+        while not self._stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), 1.0)
+            now = self._loop.time()
+            for connection in list(self._connections):
+                connection.check_deadline(now)
+        server.close()
+        for connection in list(self._connections):
+            connection.finish()
+        until = self._loop.time() + STOP_S
+        while self._connections and self._loop.time() < until:
+            await asyncio.sleep(0.02)
 
-    async def _answer(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        headers = dict(scope["headers"])
-        content_type = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
-        is_json = content_type == JSON
-        try:
-            await self._route(scope, headers, content_type, receive, send)
-        except _Refused as refused:
-            if refused.http_status >= 500:
-                await self._drain(receive)
-            else:
-                self._ingest.counters.refuse(f"http_{refused.http_status}")
-            body = encode(status(refused.code, refused.text), is_json)
-            extra = [(b"retry-after", b"1")] if refused.http_status == 503 else []
-            if refused.http_status == 413:
-                extra.append((b"connection", b"close"))
-            await _send(send, refused.http_status, JSON if is_json else PROTOBUF, body, extra)
+    # What a connection asks of its application
 
-    async def _route(
-        self,
-        scope: dict[str, Any],
-        headers: dict[bytes, bytes],
-        content_type: str,
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        method, path = scope["method"], scope["path"].rstrip("/")
-        if method == "GET" and path in ("/healthz", "/readyz", "/metrics"):
-            await self._operate(path, send)
-            return
-        self._authorize(headers)
+    def admit(self, request: Request) -> Response | None:
+        """Refuse what its headers already condemn, before the body is read."""
+        headers, path = request.headers, request.path.rstrip("/")
+        if b"origin" in headers:
+            return self.problem(403, "browsers may not send here", request)
+        if request.method == "GET" and path in ("/healthz", "/readyz"):
+            return None
+        if self._token is not None:
+            given = headers.get(b"authorization", b"")
+            if not hmac.compare_digest(given, b"Bearer " + self._token):
+                return self.problem(401, "a bearer token is needed: set OTEL_EXPORTER_OTLP_HEADERS", request)
+        if request.method == "GET" and path == "/metrics":
+            return None
         if path.endswith("/v1development/profiles"):
-            raise _Refused(501, UNIMPLEMENTED, "profiles are not stored; turn that exporter off")
-        prefix, _, last = path.rpartition("/")
-        signal = PATHS.get(last) if prefix.endswith("/v1") else None
+            return self.problem(404, "profiles are not collected; turn that exporter off", request)
+        signal = _signal(path)
         if signal is None and path != "/flush":
-            raise _Refused(404, UNIMPLEMENTED, "nothing is here; send OTLP to /v1/traces, /v1/logs or /v1/metrics")
-        if method != "POST":
-            raise _Refused(405, UNIMPLEMENTED, f"{method} is not served here; use POST")
+            return self.problem(404, "nothing is here; send OTLP to /v1/traces, /v1/logs or /v1/metrics", request)
+        if request.method != "POST":
+            return self.problem(405, f"{request.method} is not served here; use POST", request)
         if signal is None:
-            await self._flush(send)
-        else:
-            await self._export(signal, headers, content_type, receive, send)
-
-    async def _export(
-        self, signal: str, headers: dict[bytes, bytes], content_type: str, receive: Receive, send: Send
-    ) -> None:
-        if content_type not in (PROTOBUF, JSON):
-            raise _Refused(415, INVALID_ARGUMENT, f"content type must be {PROTOBUF} or {JSON}")
-        encoding = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
-        if encoding not in ("identity", "gzip", ""):
-            raise _Refused(415, INVALID_ARGUMENT, "content encoding must be identity or gzip")
-        limit = self._config.max_body_bytes
+            if self._token is None and not _is_loopback(request.peer):
+                return self.problem(403, "/flush is for this machine, or with a token", request)
+            return None
+        if _content_type(request) not in (PROTOBUF, JSON):
+            return self.problem(415, f"content type must be {PROTOBUF} or {JSON}", request)
+        if _encoding(request) not in ("", "identity", "gzip"):
+            return self.problem(415, "content encoding must be identity or gzip", request)
         declared = headers.get(b"content-length", b"")
-        if declared.isdigit() and int(declared) > limit:
-            raise _too_large(limit)
-        body = await self._body(receive, limit)
+        busy = self._ingest.refusal(int(declared) if declared.isdigit() else 0)
+        return None if busy is None else self.problem(503, busy, request, counted=True)
 
-        check = check_json if content_type == JSON else check_protobuf
-
-        def read() -> Accepted:
-            return check(signal, inflate(body, limit) if encoding == "gzip" else body)
-
-        try:
-            accepted = await asyncio.to_thread(read) if len(body) > LARGE_BODY_BYTES else read()
-        except SenderError as error:
-            raise _Refused(400, INVALID_ARGUMENT, str(error)) from None
-        if accepted.rows:
-            try:
-                await asyncio.wrap_future(self._ingest.submit(accepted))
-            except BusyError as error:
-                raise _Refused(503, UNAVAILABLE, str(error)) from None
-        await _send(send, 200, content_type, encode(export_response(accepted), content_type == JSON))
-
-    async def _body(self, receive: Receive, limit: int) -> bytes:
-        pieces: list[bytes] = []
-        size = 0
-        while True:
-            try:
-                message = await asyncio.wait_for(receive(), self._config.read_timeout_s)
-            except TimeoutError:
-                raise _Refused(408, INVALID_ARGUMENT, "the body did not arrive in time") from None
-            if message["type"] == "http.disconnect":
-                raise _Refused(400, INVALID_ARGUMENT, "the sender went away before the body was complete")
-            piece = message.get("body", b"")
-            size += len(piece)
-            if size > limit:
-                raise _too_large(limit)
-            pieces.append(piece)
-            if not message.get("more_body"):
-                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    async def _drain(self, receive: Receive) -> None:
-        """Read what is left of a body, so that the answer reaches a sender still writing."""
-        try:
-            async with asyncio.timeout(1.0):
-                while (await receive()).get("more_body"):
-                    pass
-        except TimeoutError:
-            pass
-
-    async def _flush(self, send: Send) -> None:
-        try:
-            async with asyncio.timeout(FLUSH_TIMEOUT_S):
-                await asyncio.wrap_future(self._ingest.flush())
-        except (BusyError, TimeoutError) as error:
-            raise _Refused(503, UNAVAILABLE, str(error) or "the disk does not keep up; try again") from None
-        await _send(send, 200, JSON, b'{"flushed":true}')
-
-    async def _operate(self, path: str, send: Send) -> None:
-        if path == "/metrics":
-            await _send(send, 200, "text/plain; version=0.0.4", prometheus(self._ingest).encode())
+    def handle(self, request: Request, reply: Reply) -> None:
+        """Answer a request that is whole."""
+        path = request.path.rstrip("/")
+        signal = _signal(path)
+        if signal is not None:
+            self._export(signal, request, reply)
+        elif path == "/flush":
+            self._flush(request, reply)
+        elif path == "/metrics":
+            reply(Response(200, TEXT, prometheus(self._ingest, len(self._connections)).encode()))
         elif path == "/readyz" and self._ingest.problem is not None:
-            await _send(send, 503, "text/plain", self._ingest.problem.encode())
+            reply(Response(503, TEXT, self._ingest.problem.encode()))
         else:
-            await _send(send, 200, "text/plain", b"ok")
+            reply(Response(200, TEXT, b"ok"))
 
-    def _authorize(self, headers: dict[bytes, bytes]) -> None:
-        if self._token is None:
+    def problem(self, http_status: int, text: str, request: Request | None, *, counted: bool = False) -> Response:
+        """An error as google.rpc.Status in the request's encoding; counted unless it was before."""
+        if not counted:
+            self._ingest.count_refusal(f"http_{http_status}")
+        is_json = request is not None and _content_type(request) == JSON
+        extra: tuple[tuple[str, str], ...] = ()
+        if http_status == 503:
+            extra = (("Retry-After", "1"),)
+        elif http_status == 405:
+            extra = (("Allow", "POST"),)
+        elif http_status == 401:
+            extra = (("WWW-Authenticate", "Bearer"),)
+        body = encode(status(STATUS_CODES[http_status], text), is_json)
+        return Response(http_status, JSON if is_json else PROTOBUF, body, extra)
+
+    # Exports
+
+    def _export(self, signal: str, request: Request, reply: Reply) -> None:
+        if len(request.body) <= LARGE_BODY_BYTES:
+            self._submit(self._check(signal, request), request, reply)
             return
-        given = headers.get(b"authorization", b"")
-        if not hmac.compare_digest(given, b"Bearer " + self._token):
-            raise _Refused(401, UNAUTHENTICATED, "a bearer token is needed: set OTEL_EXPORTER_OTLP_HEADERS")
+        checked = self._workers.submit(self._check, signal, request)
+        checked.add_done_callback(
+            lambda done: self._loop.call_soon_threadsafe(self._submit, done.result(), request, reply)
+        )
+
+    def _check(self, signal: str, request: Request) -> Accepted | Response:
+        try:
+            body = request.body
+            if _encoding(request) == "gzip":
+                body = inflate(body, self._limits.body_bytes)
+            return (check_json if _content_type(request) == JSON else check_protobuf)(signal, body)
+        except TooLarge as error:
+            return self.problem(413, str(error), request)
+        except SenderError as error:
+            return self.problem(400, str(error), request)
+
+    def _submit(self, checked: Accepted | Response, request: Request, reply: Reply) -> None:
+        if isinstance(checked, Response):
+            reply(checked)
+        elif not checked.rows:
+            self._acknowledge(checked, request, reply)
+        else:
+            self._when_done(
+                self._ingest.submit(checked), request, reply, lambda: self._acknowledge(checked, request, reply)
+            )
+
+    def _acknowledge(self, accepted: Accepted, request: Request, reply: Reply) -> None:
+        self._ingest.count_rejected(accepted.rejected)
+        is_json = _content_type(request) == JSON
+        reply(Response(200, JSON if is_json else PROTOBUF, encode(export_response(accepted), is_json)))
+
+    def _flush(self, request: Request, reply: Reply) -> None:
+        answered = False
+
+        def once(response: Response) -> None:
+            nonlocal answered
+            if not answered:
+                answered = True
+                timer.cancel()
+                reply(response)
+
+        def late() -> None:
+            once(self.problem(503, "the disk does not keep up; flush again", request))
+
+        timer = self._loop.call_later(FLUSH_TIMEOUT_S, late)
+        self._when_done(self._ingest.flush(), request, once, lambda: once(Response(200, JSON, b'{"flushed":true}')))
+
+    def _when_done(self, future: Future[None], request: Request, reply: Reply, success: Callable[[], None]) -> None:
+        """Answer from the loop's thread once `future` is done: `success`, or why we are busy."""
+
+        def finish() -> None:
+            error = future.exception()
+            if error is None:
+                success()
+            elif isinstance(error, BusyError):
+                reply(self.problem(503, str(error), request, counted=True))
+            else:
+                raise error
+
+        future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(finish))
 
 
 def inflate(body: bytes, limit: int) -> bytes:
     """A gzip body, never inflated past `limit` bytes; SenderError when it is not gzip or is cut off."""
-    engine = zlib.decompressobj(wbits=31)
+    pieces: list[bytes] = []
+    left = limit
+    for _ in range(MAX_GZIP_MEMBERS):
+        engine = zlib.decompressobj(wbits=31)
+        try:
+            piece = engine.decompress(body, left + 1)
+        except zlib.error:
+            raise SenderError("the body is not valid gzip") from None
+        left -= len(piece)
+        if left < 0:
+            raise TooLarge(f"the body inflates to more than {limit} bytes; send smaller batches")
+        if not engine.eof:
+            raise SenderError("the gzip body is cut off")
+        pieces.append(piece)
+        body = engine.unused_data
+        if not body:
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    raise SenderError(f"the gzip body has more than {MAX_GZIP_MEMBERS} members")
+
+
+def _signal(path: str) -> str | None:
+    prefix, _, last = path.rpartition("/")
+    return PATHS.get(last) if prefix.endswith("/v1") else None
+
+
+def _content_type(request: Request) -> str:
+    return request.headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
+
+
+def _encoding(request: Request) -> str:
+    return request.headers.get(b"content-encoding", b"").decode("latin-1").strip().lower()
+
+
+def _is_loopback(peer: str) -> bool:
     try:
-        data = engine.decompress(body, limit + 1)
-    except zlib.error:
-        raise SenderError("the body is not valid gzip") from None
-    if len(data) > limit:
-        raise _too_large(limit)
-    if not engine.eof:
-        raise SenderError("the gzip body is cut off")
-    return data
-
-
-def _too_large(limit: int) -> _Refused:
-    return _Refused(413, RESOURCE_EXHAUSTED, f"the body is larger than {limit} bytes; send smaller batches")
-
-
-async def _send(
-    send: Send,
-    http_status: int,
-    content_type: str,
-    body: bytes,
-    extra: list[tuple[bytes, bytes]] | None = None,
-) -> None:
-    headers = [
-        (b"content-type", content_type.encode()),
-        (b"content-length", str(len(body)).encode()),
-        *(extra or []),
-    ]
-    await send({"type": "http.response.start", "status": http_status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+        return ipaddress.ip_address(peer).is_loopback
+    except ValueError:
+        return False

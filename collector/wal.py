@@ -3,12 +3,14 @@
     wal/collector.json        {"collector_id": "3f2a9c…"}: made once for a lake
     wal/00000042.wal          frames; the highest number is being written
 
-    frame = length u32 | crc32c u32 | payload           crc over the payload
+    frame = marker 8 bytes | length u32 | crc32c u32 | payload        crc over the payload
     payload = signal u8 | received_unix_nano u64 | first_seq u64 | rows u32 | body (OTLP protobuf)
 
-A segment's number is never used again, and everything made from it bears that number, so doing the
-conversion twice is the same as doing it once. A frame torn by a crash was never acknowledged: it and what
-follows it is set aside with a reason, the frames before it count.
+The marker is the collector's id, random and never sent to anyone, so that reading can go on behind damage
+at the next marker whose checksum holds: a bad byte costs its own frame and no other. A segment's number is
+never used again, and everything made from it bears that number, so converting it twice is the same as once.
+
+Non-goal: serving readers. Nothing but recovery and conversion reads these files.
 """
 
 from __future__ import annotations
@@ -22,16 +24,18 @@ from pathlib import Path
 
 import google_crc32c
 
+from otel_lightning.collector.quarantine import set_aside
 from otel_lightning.store.fs import Disk
 from otel_lightning.store.lake import Lake
 
-FRAME = struct.Struct("<II")
+MARKER_BYTES = 8
+FRAME = struct.Struct("<8sII")
 HEADER = struct.Struct("<BQQI")
 SIGNAL_CODES = {"spans": 1, "events": 2, "metrics": 3}
 SIGNAL_NAMES = {code: name for name, code in SIGNAL_CODES.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Frame:
     """One acknowledged request: `body` is its OTLP protobuf, its rows are numbered from `first_seq`."""
 
@@ -41,118 +45,170 @@ class Frame:
     rows: int
     body: bytes
 
-
-def encode_frame(frame: Frame) -> bytes:
-    """The bytes of `frame` as they stand in a segment."""
-    header = HEADER.pack(SIGNAL_CODES[frame.signal], frame.received_unix_nano, frame.first_seq, frame.rows)
-    crc = google_crc32c.extend(google_crc32c.value(header), frame.body)
-    return FRAME.pack(len(header) + len(frame.body), crc) + header + frame.body
+    @property
+    def last_seq(self) -> int:
+        """The number of its last row."""
+        return self.first_seq + self.rows - 1
 
 
-def decode_frames(data: bytes) -> tuple[list[Frame], int]:
-    """The whole frames at the start of `data`, and how many bytes they take.
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Bytes of a segment that are no whole frame: from `start` up to `end`."""
 
-    Fewer bytes than `data` has means that the rest is torn or damaged.
-    """
+    start: int
+    end: int
+
+
+def encode_frames(frames: list[Frame], marker: bytes) -> bytes:
+    """The bytes of `frames` as they stand in a segment."""
+    pieces: list[bytes] = []
+    for frame in frames:
+        header = HEADER.pack(SIGNAL_CODES[frame.signal], frame.received_unix_nano, frame.first_seq, frame.rows)
+        crc = google_crc32c.extend(google_crc32c.value(header), frame.body)
+        pieces += (FRAME.pack(marker, len(header) + len(frame.body), crc), header, frame.body)
+    return b"".join(pieces)
+
+
+def decode_frames(data: bytes, marker: bytes) -> tuple[list[Frame], list[Damage]]:
+    """The whole frames of a segment in order, and the stretches between them that are none."""
     frames: list[Frame] = []
-    offset = 0
-    while offset + FRAME.size <= len(data):
-        length, crc = FRAME.unpack_from(data, offset)
-        start = offset + FRAME.size
-        payload = data[start : start + length]
-        if len(payload) < length or length < HEADER.size or google_crc32c.value(payload) != crc:
-            break
-        code, received, first_seq, rows = HEADER.unpack_from(payload)
-        if code not in SIGNAL_NAMES:
-            break
-        frames.append(Frame(SIGNAL_NAMES[code], received, first_seq, rows, payload[HEADER.size :]))
-        offset = start + length
-    return frames, offset
+    damages: list[Damage] = []
+    offset = good = 0
+    while offset < len(data):
+        found = _frame_at(data, offset, marker)
+        if found is None:
+            offset = data.find(marker, offset + 1)
+            if offset < 0:
+                offset = len(data)
+            continue
+        if good < offset:
+            damages.append(Damage(good, offset))
+        frame, offset = found
+        good = offset
+        frames.append(frame)
+    if good < len(data):
+        damages.append(Damage(good, len(data)))
+    return frames, damages
+
+
+def _frame_at(data: bytes, offset: int, marker: bytes) -> tuple[Frame, int] | None:
+    start = offset + FRAME.size
+    if start > len(data):
+        return None
+    found, length, crc = FRAME.unpack_from(data, offset)
+    end = start + length
+    if found != marker or length < HEADER.size or end > len(data):
+        return None
+    payload = data[start:end]
+    if google_crc32c.value(payload) != crc:
+        return None
+    code, received, first_seq, rows = HEADER.unpack_from(payload)
+    if code not in SIGNAL_NAMES:
+        return None
+    return Frame(SIGNAL_NAMES[code], received, first_seq, rows, payload[HEADER.size :]), end
 
 
 class Wal:
-    """The log of one collector in one lake. Used by one writer thread; segments are read by another.
+    """The log of one collector in one lake. Used by one thread; sealed segments are read by another.
 
-    Opening it makes the folders and the collector's id and finds the segments a crash left behind
-    (`leftover`). A new segment is begun by the first append after `seal`.
+    Opening it finds or makes the collector's id and lists the segments that an earlier process left
+    (`leftover`). Numbers of segments and rows start above those given and those found.
     """
 
-    def __init__(self, disk: Disk, lake: Lake, next_segment: int, next_seq: int) -> None:
+    def __init__(self, disk: Disk, lake: Lake) -> None:
         self.disk, self.lake = disk, lake
+        self.leftover = list(_numbers(disk, lake))
         self.collector_id = _collector_id(disk, lake)
-        self.leftover = [number for number in self._numbers()]
-        self.next_seq = next_seq
-        self._segment = max([next_segment - 1, *self.leftover]) + 1
-        self._length = 0
+        self.marker = bytes.fromhex(self.collector_id)
+        self.next_seq = 1
         self.began_unix_nano: int | None = None
-        self.must_seal = False
+        self._segment = max(self.leftover, default=0) + 1
+        self._length = 0
+        self._sealed: list[int] = []
 
     @property
     def bytes_in_segment(self) -> int:
         """Bytes of the segment being written; 0 when there is none."""
         return self._length
 
+    def skip_to(self, *, segment: int, seq: int) -> None:
+        """Never hand out a segment number below `segment` or a row number below `seq` again."""
+        self._segment, self.next_seq = max(self._segment, segment), max(self.next_seq, seq)
+
     def append(self, frames: list[Frame]) -> None:
         """Write `frames` and make them durable together; on return they may be acknowledged.
 
-        OSError leaves the log as it was before: what was written of them is cut off again, and
-        `must_seal` asks for a new segment, so that nothing ever follows a tail that failed.
+        OSError means that none of them may be. The segment they were meant for is closed: it is cut to what
+        was durable before, and the next append begins a new file. After a failed fsync the kernel may call
+        lost pages clean, so a second try on the same file proves nothing.
         """
-        data = b"".join(map(encode_frame, frames))
+        data = encode_frames(frames, self.marker)
         path = self.path(self._segment)
+        # Numbers of frames that fail are used up too: a tail that could not be cut may reappear after a crash.
+        self.next_seq = max(self.next_seq, frames[-1].last_seq + 1)
         try:
             self.disk.append(path, data)
             self.disk.sync(path)
             if self._length == 0:
                 self.disk.sync_folder(self.lake.wal)
         except OSError:
-            self._drop_tail(path)
+            self._abandon(path)
             raise
         if self._length == 0:
             self.began_unix_nano = frames[0].received_unix_nano
         self._length += len(data)
 
-    def seal(self) -> int | None:
-        """End the segment being written and return its number; None when it is empty."""
-        if self._length == 0:
-            return None
-        number = self._segment
-        self._segment += 1
-        self._length, self.began_unix_nano, self.must_seal = 0, None, False
-        return number
+    def seal(self) -> list[int]:
+        """End the segment being written; the numbers of all segments ended since the last call."""
+        if self._length:
+            self._close_segment()
+        sealed, self._sealed = self._sealed, []
+        return sealed
 
     def path(self, segment: int) -> Path:
         """Where a segment lies."""
         return self.lake.wal / f"{segment:08d}.wal"
 
-    def _drop_tail(self, path: Path) -> None:
-        # After a failed fsync the kernel may have dropped dirty pages and called them clean, so the
-        # file is not trusted further: cut it to what is known to be durable and go on in a new one.
+    def _close_segment(self) -> None:
+        self._sealed.append(self._segment)
+        self._segment += 1
+        self._length, self.began_unix_nano = 0, None
+
+    def _abandon(self, path: Path) -> None:
         try:
             if self._length:
                 self.disk.truncate(path, self._length)
             else:
                 self.disk.unlink(path)
         except OSError:
-            pass  # the next reader stops at the damaged tail, which was never acknowledged
-        if self._length == 0:
-            self._segment += 1
+            pass  # what stays behind was never acknowledged, and readers recognise torn frames
+        if self._length:
+            self._close_segment()
         else:
-            self.must_seal = True
+            self._segment += 1
 
-    def _numbers(self) -> Iterator[int]:
-        for name in self.disk.names(self.lake.wal):
-            stem, _, ending = name.rpartition(".")
-            if ending == "wal" and stem.isdecimal():
-                yield int(stem)
+
+def _numbers(disk: Disk, lake: Lake) -> Iterator[int]:
+    for name in disk.names(lake.wal):
+        stem, _, ending = name.rpartition(".")
+        if ending == "wal" and stem.isdecimal():
+            yield int(stem)
 
 
 def _collector_id(disk: Disk, lake: Lake) -> str:
     path = lake.wal / "collector.json"
-    if "collector.json" in disk.names(lake.wal):
-        return json.loads(disk.read(path))["collector_id"]
-    disk.make_folder(lake.wal)
-    collector_id = secrets.token_hex(8)
+    if path.name in disk.names(lake.wal):
+        data = disk.read(path)
+        try:
+            collector_id = json.loads(data)["collector_id"]
+            if len(bytes.fromhex(collector_id)) == MARKER_BYTES:
+                return collector_id
+        except (ValueError, KeyError, TypeError):
+            pass
+        set_aside(
+            disk, lake, path.name, data, "the collector's id cannot be read; it was taken from its log or made anew"
+        )
+    collector_id = _id_in_log(disk, lake) or secrets.token_hex(MARKER_BYTES)
     temporary = lake.wal / ".collector.json.tmp"
     disk.unlink(temporary)
     disk.append(temporary, json.dumps({"collector_id": collector_id}).encode() + b"\n")
@@ -160,3 +216,12 @@ def _collector_id(disk: Disk, lake: Lake) -> str:
     disk.rename(temporary, path)
     disk.sync_folder(lake.wal)
     return collector_id
+
+
+def _id_in_log(disk: Disk, lake: Lake) -> str | None:
+    for name in disk.names(lake.wal):
+        if name.endswith(".wal"):
+            data = disk.read(lake.wal / name)
+            if _frame_at(data, 0, data[:MARKER_BYTES]) is not None:
+                return data[:MARKER_BYTES].hex()
+    return None

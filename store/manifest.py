@@ -1,11 +1,11 @@
 """Which Parquet files of a lake are live: one JSON file for each sealed segment of the write-ahead log.
 
     manifest/3f2a…-00000042.json
-    {"collector_id": "3f2a…", "segment": 42, "first_seq": 9000, "last_seq": 9511, "wal_bytes": 812345,
+    {"collector_id": "3f2a…", "segment": 42, "first_seq": 9000, "last_seq": 9511, "wal_bytes": 812345, "replaces": [],
      "files": [{"signal": "spans", "path": "spans/day=2026-11-22/3f2a…-00000042.parquet", "rows": 480, "sha256": "…"}]}
 
-An entry appears whole, after the files it names are durable. A reader that lists the folder therefore
-sees only complete files; a plain glob over the Parquet files by another tool is never wrong either.
+An entry appears whole, after the files it names are durable. A reader that lists the folder therefore sees
+only complete files; a plain glob over the Parquet files by another tool is never wrong about what exists.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from otel_lightning.store.fs import Disk
+from otel_lightning.app.errors import StorageError
+from otel_lightning.store.fs import Disk, RealDisk
 from otel_lightning.store.lake import Lake
 
 
@@ -31,7 +32,7 @@ class DataFile:
 
 @dataclass(frozen=True)
 class Entry:
-    """What one segment of one collector's log became."""
+    """What one segment of one collector's log became. `replaces` names files (by path) that it stands for."""
 
     collector_id: str
     segment: int
@@ -39,6 +40,7 @@ class Entry:
     last_seq: int
     wal_bytes: int
     files: tuple[DataFile, ...]
+    replaces: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -63,27 +65,32 @@ def write_entry(disk: Disk, lake: Lake, entry: Entry) -> None:
 
 
 def read_entries(disk: Disk, lake: Lake) -> Iterator[Entry]:
-    """Every entry, by file name; temporary files are not entries."""
+    """Every entry, by file name. StorageError in one line when one cannot be read."""
     for name in disk.names(lake.manifest):
-        if name.endswith(".json") and not name.startswith("."):
+        if not name.endswith(".json") or name.startswith("."):
+            continue
+        try:
             yield parse_entry(disk.read(lake.manifest / name))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise StorageError(
+                f"{lake.manifest / name}: is damaged; start lightning-collect on this lake once, it rebuilds the entry"
+            ) from None
 
 
 def parse_entry(data: bytes) -> Entry:
-    """One entry from its JSON."""
+    """One entry from its JSON; ValueError, KeyError, TypeError or AttributeError when it is none."""
     value = json.loads(data)
     files = tuple(DataFile(**file) for file in value.pop("files"))
-    return Entry(**value, files=files)
+    return Entry(**value | {"files": files, "replaces": tuple(value.get("replaces", ()))})
 
 
 def live_files(lake: Lake, signal: str) -> list[Path]:
-    """Absolute paths of the live Parquet files of `signal`, oldest segment first."""
-    from otel_lightning.store.fs import RealDisk
-
-    found = [
-        (entry.collector_id, entry.segment, lake.root / file.path)
-        for entry in read_entries(RealDisk(), lake)
+    """Absolute paths of the live Parquet files of `signal`, by collector and segment."""
+    entries = sorted(read_entries(RealDisk(), lake), key=lambda entry: (entry.collector_id, entry.segment))
+    replaced = {path for entry in entries for path in entry.replaces}
+    return [
+        lake.root / file.path
+        for entry in entries
         for file in entry.files
-        if file.signal == signal
+        if file.signal == signal and file.path not in replaced
     ]
-    return [path for _, _, path in sorted(found)]

@@ -1,0 +1,304 @@
+"""One HTTP/1.1 connection, bounded in every direction: header and body bytes, time to send them, time idle.
+
+httptools parses; this file decides when to read on, when to answer and when to hang up. Requests of one
+connection are answered in order. What a request means is the application's business:
+
+    application.admit(request)          headers are in: a Response refuses it before its body is read
+    application.handle(request, reply)  the body is in: call reply(Response) once, from the loop's thread
+
+Non-goals: HTTP/2, upgrades, streaming answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Protocol, cast
+
+import httptools
+
+MAX_HEADER_BYTES = 64 << 10
+HEADER_DEADLINE_S = 10.0  # honest clients send their headers at once
+IDLE_S = 75.0  # a little above the minute after which most clients let go of a kept-alive connection
+MIN_BODY_BYTES_PER_S = 64 << 10  # each such portion buys a slow but steady sender one more second
+DISCARD_BYTES = 1 << 20  # a refused body up to this size is read to its end, so that the connection lives on
+LINGER_S = 2.0  # how long a refused sender may go on writing before it is cut off without reading our answer
+
+
+@dataclass(slots=True)
+class Request:
+    """What a client asks for. Header names are lower case; `body` is empty until it has arrived."""
+
+    method: str
+    path: str
+    headers: dict[bytes, bytes]
+    peer: str
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer; `close` ends the connection after it."""
+
+    status: int
+    content_type: str
+    body: bytes
+    headers: tuple[tuple[str, str], ...] = ()
+    close: bool = False
+
+
+class Application(Protocol):
+    """What answers requests."""
+
+    def admit(self, request: Request) -> Response | None:
+        """Refuse by the headers alone; None to go on and read the body."""
+        ...
+
+    def handle(self, request: Request, reply: Callable[[Response], None]) -> None:
+        """Answer a whole request through `reply`."""
+        ...
+
+    def problem(self, http_status: int, text: str, request: Request | None) -> Response:
+        """An error as this application words it."""
+        ...
+
+
+@dataclass
+class Limits:
+    """What one server allows all its connections together."""
+
+    body_bytes: int
+    buffered_bytes: int
+    connections: int
+    read_timeout_s: float
+    buffered: int = 0  # body bytes that connections hold at this moment
+
+
+@dataclass
+class _Incoming:
+    method: str = ""
+    url: bytes = b""
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+    pieces: list[bytes] = field(default_factory=list)
+    size: int = 0
+    request: Request | None = None
+    refusal: Response | None = None
+
+
+class Connection(asyncio.Protocol):
+    """Speaks HTTP with one client. `peers` holds every open connection of the server."""
+
+    def __init__(self, application: Application, limits: Limits, peers: set[Connection]) -> None:
+        self._application, self._limits, self._peers = application, limits, peers
+        self._loop = asyncio.get_running_loop()
+        self._parser = httptools.HttpRequestParser(self)
+        self._incoming: _Incoming | None = None
+        self._waiting: deque[tuple[Request, Response | None, bool]] = deque()
+        self._busy = self._closing = False
+        self._header_bytes = 0
+        self._peer = ""
+        self.deadline = self._loop.time() + HEADER_DEADLINE_S
+
+    # What asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        raw = transport.get_extra_info("socket")
+        if raw is not None:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        peer = transport.get_extra_info("peername")
+        self._peer = str(peer[0]) if peer else ""
+        full = len(self._peers) >= self._limits.connections
+        self._peers.add(self)
+        if full:
+            self._refuse(self._application.problem(503, "too many connections; send again in a moment", None))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._peers.discard(self)
+        self._forget_body()
+        self._closing = True
+        self._limits.buffered -= sum(len(request.body) for request, _, _ in self._waiting)
+        self._waiting.clear()
+
+    def data_received(self, data: bytes) -> None:
+        if self._closing:
+            return  # lingering: read so that the sender gets to our answer, and drop
+        if self._incoming is None or self._incoming.request is None:
+            self._header_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # the request itself is complete; we answer in HTTP/1.1 as it allows
+        except httptools.HttpParserError:
+            if not self._closing:
+                self._refuse(self._application.problem(400, "this is not HTTP/1.1", None))
+            return
+        if self._closing:
+            return
+        incoming = self._incoming
+        if incoming is not None and incoming.request is None and self._header_bytes > MAX_HEADER_BYTES:
+            self._refuse(self._application.problem(431, f"headers are larger than {MAX_HEADER_BYTES} bytes", None))
+
+    def eof_received(self) -> bool:
+        # Half-closed senders still get the answer to what they sent completely.
+        if not self._busy and not self._waiting:
+            return False
+        self._closing = True
+        return True
+
+    # What the parser calls
+
+    def on_message_begin(self) -> None:
+        if self._closing:
+            return
+        self._incoming = _Incoming()
+        self.deadline = self._loop.time() + HEADER_DEADLINE_S
+
+    def on_url(self, url: bytes) -> None:
+        if self._incoming is not None:
+            self._incoming.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._incoming is not None:
+            self._incoming.headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        incoming = self._incoming
+        if incoming is None or self._closing:
+            return
+        self._header_bytes = 0
+        self.deadline = self._loop.time() + self._limits.read_timeout_s
+        path = incoming.url.partition(b"?")[0].decode("latin-1")
+        request = Request(self._parser.get_method().decode("latin-1"), path, incoming.headers, self._peer)
+        incoming.request = request
+        declared = incoming.headers.get(b"content-length", b"0")
+        length = int(declared) if declared.isdigit() else 0
+        refusal = self._application.admit(request)
+        if refusal is None and length > self._limits.body_bytes:
+            refusal = self._too_large(request)
+        if refusal is None:
+            if incoming.headers.get(b"expect", b"").lower() == b"100-continue":
+                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            return
+        incoming.refusal = refusal
+        if length > DISCARD_BYTES or b"transfer-encoding" in incoming.headers or b"expect" in incoming.headers:
+            self._refuse(refusal)
+
+    def on_body(self, piece: bytes) -> None:
+        incoming = self._incoming
+        if incoming is None or incoming.request is None or self._closing:
+            return
+        self.deadline += len(piece) / MIN_BODY_BYTES_PER_S
+        incoming.size += len(piece)
+        if incoming.refusal is not None:
+            return
+        incoming.pieces.append(piece)
+        self._limits.buffered += len(piece)
+        if incoming.size > self._limits.body_bytes:
+            self._refuse(self._too_large(incoming.request))
+        elif self._limits.buffered > self._limits.buffered_bytes and self._limits.buffered > incoming.size:
+            problem = self._application.problem(
+                503, "too many bodies at once; send again in a moment", incoming.request
+            )
+            self._refuse(problem)
+
+    def on_message_complete(self) -> None:
+        incoming = self._incoming
+        if incoming is None or incoming.request is None or self._closing:
+            return
+        self._incoming = None
+        request = incoming.request
+        request.body = incoming.pieces[0] if len(incoming.pieces) == 1 else b"".join(incoming.pieces)
+        keep = self._parser.should_keep_alive() and not self._parser.should_upgrade()
+        self._waiting.append((request, incoming.refusal, keep))
+        if not self._busy:
+            self._next()
+        else:
+            self._transport.pause_reading()
+
+    # Answers
+
+    def _next(self) -> None:
+        request, refusal, keep = self._waiting.popleft()
+        self._busy = True
+        self.deadline = float("inf")
+        size = len(request.body)
+
+        def reply(response: Response) -> None:
+            self._limits.buffered -= size
+            self._answered(response, keep)
+
+        if refusal is not None:
+            reply(refusal)
+        else:
+            self._application.handle(request, reply)
+
+    def _answered(self, response: Response, keep: bool) -> None:
+        self._busy = False
+        if self._transport.is_closing():
+            return
+        close = response.close or not keep or self._closing
+        self._write(response, close)
+        if close:
+            self._hang_up()
+        elif self._waiting:
+            self._next()
+        else:
+            now = self._loop.time()
+            self.deadline = now + (IDLE_S if self._incoming is None else self._limits.read_timeout_s)
+            self._transport.resume_reading()
+
+    def _write(self, response: Response, close: bool) -> None:
+        lines = [
+            f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}",
+            f"Content-Type: {response.content_type}",
+            f"Content-Length: {len(response.body)}",
+            *(f"{name}: {value}" for name, value in response.headers),
+        ]
+        if close:
+            lines.append("Connection: close")
+        self._transport.write("\r\n".join([*lines, "", ""]).encode("latin-1") + response.body)
+
+    def _refuse(self, response: Response) -> None:
+        """Answer before the request is complete, let the sender read that, hang up."""
+        self._forget_body()
+        self._closing = True
+        self._write(response, close=True)
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self.deadline = self._loop.time() + LINGER_S
+
+    def _hang_up(self) -> None:
+        self._closing = True
+        self._transport.close()
+
+    def _too_large(self, request: Request) -> Response:
+        limit = self._limits.body_bytes
+        return self._application.problem(413, f"the body is larger than {limit} bytes; send smaller batches", request)
+
+    def _forget_body(self) -> None:
+        incoming, self._incoming = self._incoming, None
+        if incoming is not None:
+            self._limits.buffered -= sum(map(len, incoming.pieces))
+
+    # What the server calls
+
+    def check_deadline(self, now: float) -> None:
+        """Hang up when the peer has used up its time; a request half sent is answered with 408 first."""
+        if now < self.deadline:
+            return
+        if self._incoming is not None and not self._closing:
+            self._refuse(self._application.problem(408, "the request did not arrive in time", self._incoming.request))
+        else:
+            self._transport.abort() if self._closing else self._transport.close()
+
+    def finish(self) -> None:
+        """The server stops: close when what was asked completely is answered."""
+        if self._busy or self._waiting:
+            self._closing = True
+        else:
+            self._transport.close()
