@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -16,12 +17,12 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from otel_lightning.collector.schema import CHOICE_PREFIX, MOVED, PROMPT_TOKEN_IDS, SCHEMAS, STR
-from otel_lightning.collector.values import TypedMaps, attributes_json, json_text, plain, unique_keys
+from otel_lightning.collector.values import TypedMaps, attributes_json, by_type, json_text, plain
 from otel_lightning.collector.wal import Frame
 
 INT32_MAX = 2**31 - 1
-_MOVED_KIND = {key: (column, "string_value" if kind == STR else "int_value") for key, (column, kind) in MOVED.items()}
-_MOVED_COLUMNS = [column for column, _ in MOVED.values()]
+_MOVED_TEXTS = frozenset(key for key, (_, kind) in MOVED.items() if kind == STR)
+_MOVED_INTS = frozenset(MOVED) - _MOVED_TEXTS
 
 
 def decode(frames: Iterable[Frame], collector_id: str) -> dict[str, pa.Table]:
@@ -41,15 +42,6 @@ def decode(frames: Iterable[Frame], collector_id: str) -> dict[str, pa.Table]:
 class _Context:
     """What all rows of one resource and scope share."""
 
-    def __init__(self, resource: Any, scope: Any, resource_url: str, scope_url: str) -> None:
-        named = {item.key: item.value for item in resource.attributes}
-        self.service_name = _string(named.get("service.name"))
-        self.service_instance_id = _string(named.get("service.instance.id"))
-        self.scope_name, self.scope_version = scope.name or None, scope.version or None
-        self.resource_attributes = attributes_json(resource.attributes)
-        self.scope_attributes = attributes_json(scope.attributes)
-        self.resource_schema_url, self.scope_schema_url = resource_url or None, scope_url or None
-
     NAMES = (
         "service_name",
         "service_instance_id",
@@ -61,109 +53,111 @@ class _Context:
         "scope_schema_url",
     )
 
-    def put(self, columns: dict[str, list[Any]]) -> None:
-        for name in self.NAMES:
-            columns[name].append(getattr(self, name))
+    def __init__(self, resource: Any, scope: Any, resource_url: str, scope_url: str) -> None:
+        named = {item.key: item.value for item in resource.attributes}
+        self.service_name = _string(named.get("service.name"))
+        self.service_instance_id = _string(named.get("service.instance.id"))
+        self.scope_name, self.scope_version = scope.name or None, scope.version or None
+        self.resource_attributes = attributes_json(resource.attributes)
+        self.scope_attributes = attributes_json(scope.attributes)
+        self.resource_schema_url, self.scope_schema_url = resource_url or None, scope_url or None
+
+
+@dataclass(slots=True)
+class _Row:
+    """A message with its place: what it was received with and what it shares with its neighbours."""
+
+    seq: int
+    received_unix_nano: int
+    context: _Context
+    message: Any
 
 
 def _spans(frames: list[Frame], collector_id: str) -> pa.Table:
-    rows: list[tuple[bytes, int, int, int, Any, _Context]] = []
+    rows: list[_Row] = []
     for frame in frames:
         request = ExportTraceServiceRequest.FromString(frame.body)
         seq = frame.first_seq
-        for of_resource in request.resource_spans:
-            for of_scope in of_resource.scope_spans:
-                context = _Context(of_resource.resource, of_scope.scope, of_resource.schema_url, of_scope.schema_url)
-                for span in of_scope.spans:
-                    rows.append(
-                        (
-                            span.trace_id,
-                            span.start_time_unix_nano,
-                            seq,
-                            frame.received_unix_nano,
-                            span,
-                            context,
-                        )
-                    )
+        for of in request.resource_spans:
+            for scope in of.scope_spans:
+                context = _Context(of.resource, scope.scope, of.schema_url, scope.schema_url)
+                for span in scope.spans:
+                    rows.append(_Row(seq, frame.received_unix_nano, context, span))
                     seq += 1
-    rows.sort(key=lambda row: row[:3])
+    rows.sort(key=lambda row: (row.message.trace_id, row.message.start_time_unix_nano, row.seq))
 
-    columns = _empty("spans")
+    spans = [row.message for row in rows]
+    columns = _common(rows, collector_id)
+    columns["trace_id"] = [span.trace_id.hex() for span in spans]
+    columns["span_id"] = [span.span_id.hex() for span in spans]
+    columns["parent_span_id"] = [_context_id(span.parent_span_id, 8) for span in spans]
+    columns["trace_state"] = [span.trace_state or None for span in spans]
+    columns["flags"] = [span.flags for span in spans]
+    columns["name"] = [span.name for span in spans]
+    columns["kind"] = [_tiny(span.kind) for span in spans]
+    columns["start_unix_nano"] = [span.start_time_unix_nano for span in spans]
+    columns["end_unix_nano"] = [span.end_time_unix_nano for span in spans]
+    columns["status_code"] = [_tiny(span.status.code) for span in spans]
+    columns["status_message"] = [span.status.message or None for span in spans]
+    columns["events"] = [[_event(event) for event in span.events] for span in spans]
+    columns["links"] = [[_link(link) for link in span.links] for span in spans]
+    columns["dropped_attributes_count"] = [span.dropped_attributes_count for span in spans]
+    columns["dropped_events_count"] = [span.dropped_events_count for span in spans]
+    columns["dropped_links_count"] = [span.dropped_links_count for span in spans]
+    return _table("spans", columns, _move(spans, columns))
+
+
+def _move(spans: list[Any], columns: dict[str, list[Any]]) -> TypedMaps:
+    """The attribute maps of `spans`, without what moves into columns of its own."""
     maps = TypedMaps()
-    for trace_id, start, seq, received, span, context in rows:
-        columns["collector_id"].append(collector_id)
-        columns["seq"].append(seq)
-        columns["received_unix_nano"].append(received)
-        columns["trace_id"].append(trace_id.hex())
-        columns["span_id"].append(span.span_id.hex())
-        parent = span.parent_span_id
-        columns["parent_span_id"].append(parent.hex() if parent.strip(b"\0") else None)
-        columns["trace_state"].append(span.trace_state or None)
-        columns["flags"].append(span.flags)
-        columns["name"].append(span.name)
-        columns["kind"].append(_tiny(span.kind))
-        columns["start_unix_nano"].append(start)
-        columns["end_unix_nano"].append(span.end_time_unix_nano)
-        columns["status_code"].append(_tiny(span.status.code))
-        columns["status_message"].append(span.status.message or None)
-        context.put(columns)
-        columns["events"].append([_event(event) for event in span.events])
-        columns["links"].append([_link(link) for link in span.links])
-        columns["dropped_attributes_count"].append(span.dropped_attributes_count)
-        columns["dropped_events_count"].append(span.dropped_events_count)
-        columns["dropped_links_count"].append(span.dropped_links_count)
-        _attributes(span.attributes, columns, maps)
-    return _table("spans", columns, maps)
+    for column, _ in MOVED.values():
+        columns[column] = [None] * len(spans)
+    prompt_ids = columns["prompt_token_ids"] = [None] * len(spans)
+    choices = columns["choices"] = [None] * len(spans)
+    for index, span in enumerate(spans):
+        row = by_type(span.attributes)
+        for key in row.texts.keys() & _MOVED_TEXTS:
+            columns[MOVED[key][0]][index] = row.texts.pop(key)
+        for key in row.ints.keys() & _MOVED_INTS:
+            columns[MOVED[key][0]][index] = row.ints.pop(key)
+        if row.others:
+            if PROMPT_TOKEN_IDS in row.others:
+                ids = prompt_ids[index] = _token_ids(row.others[PROMPT_TOKEN_IDS])
+                if ids is not None:
+                    del row.others[PROMPT_TOKEN_IDS]
+            choices[index] = _take_choices(row.others)
+        maps.add_row(row)
+    return maps
 
 
-def _attributes(attributes: Any, columns: dict[str, list[Any]], maps: TypedMaps) -> None:
-    moved: dict[str, Any] = {}
-    choices: dict[str, Any] = {}
-    prompt_ids: list[int] | None = None
-    add, kinds = maps.add, _MOVED_KIND
-    for item in unique_keys(attributes):
-        key, value = item.key, item.value
-        kind = value.WhichOneof("value")
-        target = kinds.get(key)
-        if target is not None:
-            if kind == target[1]:
-                moved[target[0]] = getattr(value, kind)
-                continue
-        elif key.startswith("lightning."):
-            if key == PROMPT_TOKEN_IDS:
-                prompt_ids = _token_ids(value)
-                if prompt_ids is not None:
-                    continue
-            elif key.startswith(CHOICE_PREFIX):
-                choices[key] = value
-                continue
-        add(key, kind, value)
-    moved_choices, rest = _choices(choices)
-    for key in rest:
-        add(key, choices[key].WhichOneof("value"), choices[key])
-    maps.end_row()
-    for column in _MOVED_COLUMNS:
-        columns[column].append(moved.get(column))
-    columns["prompt_token_ids"].append(prompt_ids)
-    columns["choices"].append(moved_choices)
+def _common(rows: list[_Row], collector_id: str) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {
+        "collector_id": [collector_id] * len(rows),
+        "seq": [row.seq for row in rows],
+        "received_unix_nano": [row.received_unix_nano for row in rows],
+    }
+    for name in _Context.NAMES:
+        columns[name] = [getattr(row.context, name) for row in rows]
+    return columns
 
 
-def _choices(found: dict[str, Any]) -> tuple[list[dict[str, Any]] | None, list[str]]:
-    """Attributes `lightning.choice.N.*` as a list by N, and the keys that fit no list and stay in the map."""
-    if not found:
-        return None, []
+def _take_choices(others: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Take `lightning.choice.N.*` out of `others`, as a list by N; what fits no list stays there."""
     choices: list[dict[str, Any]] = []
-    taken: set[str] = set()
     while True:
         stem = f"{CHOICE_PREFIX}{len(choices)}."
         ids_key, logprobs_key = stem + "token_ids", stem + "logprobs"
-        ids = _token_ids(found[ids_key]) if ids_key in found else None
-        logprobs = _doubles(found[logprobs_key]) if logprobs_key in found else None
+        if ids_key not in others and logprobs_key not in others:
+            return choices or None
+        ids = _token_ids(others[ids_key]) if ids_key in others else None
+        logprobs = _doubles(others[logprobs_key]) if logprobs_key in others else None
         if ids is None and logprobs is None:
-            break
-        taken.update(key for key, value in ((ids_key, ids), (logprobs_key, logprobs)) if value is not None)
+            return choices or None
+        if ids is not None:
+            del others[ids_key]
+        if logprobs is not None:
+            del others[logprobs_key]
         choices.append({"token_ids": ids, "logprobs": logprobs})
-    return choices or None, [key for key in found if key not in taken]
 
 
 def _token_ids(value: Any) -> list[int] | None:
@@ -189,77 +183,81 @@ def _doubles(value: Any) -> list[float] | None:
 
 
 def _events(frames: list[Frame], collector_id: str) -> pa.Table:
-    columns = _empty("events")
-    maps = TypedMaps()
+    rows: list[_Row] = []
+    hashes: list[str] = []
     for frame in frames:
         request = ExportLogsServiceRequest.FromString(frame.body)
         seq = frame.first_seq
-        for of_resource in request.resource_logs:
-            for of_scope in of_resource.scope_logs:
-                context = _Context(of_resource.resource, of_scope.scope, of_resource.schema_url, of_scope.schema_url)
-                origin = _origin(of_resource.resource, of_scope.scope)
-                for record in of_scope.log_records:
-                    columns["collector_id"].append(collector_id)
-                    columns["seq"].append(seq)
-                    columns["received_unix_nano"].append(frame.received_unix_nano)
-                    context.put(columns)
-                    for item in unique_keys(record.attributes):
-                        maps.add(item.key, item.value.WhichOneof("value"), item.value)
-                    maps.end_row()
-                    columns["trace_id"].append(_context_id(record.trace_id, 16))
-                    columns["span_id"].append(_context_id(record.span_id, 8))
-                    columns["flags"].append(record.flags)
-                    columns["time_unix_nano"].append(record.time_unix_nano)
-                    columns["observed_unix_nano"].append(record.observed_time_unix_nano)
-                    columns["event_name"].append(record.event_name or None)
-                    columns["severity_number"].append(int(record.severity_number))
-                    columns["severity_text"].append(record.severity_text or None)
-                    columns["body"].append(json_text(plain(record.body)) if record.HasField("body") else None)
-                    columns["dropped_attributes_count"].append(record.dropped_attributes_count)
-                    columns["content_sha256"].append(_content_hash(origin, record))
+        for of in request.resource_logs:
+            for scope in of.scope_logs:
+                context = _Context(of.resource, scope.scope, of.schema_url, scope.schema_url)
+                origin = _origin(of.resource, scope.scope)
+                for record in scope.log_records:
+                    rows.append(_Row(seq, frame.received_unix_nano, context, record))
+                    hashes.append(_content_hash(origin, record))
                     seq += 1
-    return _table("events", columns, maps)
+
+    records = [row.message for row in rows]
+    columns = _common(rows, collector_id)
+    columns["trace_id"] = [_context_id(record.trace_id, 16) for record in records]
+    columns["span_id"] = [_context_id(record.span_id, 8) for record in records]
+    columns["flags"] = [record.flags for record in records]
+    columns["time_unix_nano"] = [record.time_unix_nano for record in records]
+    columns["observed_unix_nano"] = [record.observed_time_unix_nano for record in records]
+    columns["event_name"] = [record.event_name or None for record in records]
+    columns["severity_number"] = [int(record.severity_number) for record in records]
+    columns["severity_text"] = [record.severity_text or None for record in records]
+    columns["body"] = [json_text(plain(record.body)) if record.HasField("body") else None for record in records]
+    columns["dropped_attributes_count"] = [record.dropped_attributes_count for record in records]
+    columns["content_sha256"] = hashes
+    return _table("events", columns, _maps(records))
 
 
 def _metrics(frames: list[Frame], collector_id: str) -> pa.Table:
-    columns = _empty("metrics")
-    maps = TypedMaps()
+    rows: list[_Row] = []
+    metrics: list[tuple[Any, str]] = []
+    hashes: list[str] = []
     for frame in frames:
         request = ExportMetricsServiceRequest.FromString(frame.body)
         seq = frame.first_seq
-        for of_resource in request.resource_metrics:
-            for of_scope in of_resource.scope_metrics:
-                context = _Context(of_resource.resource, of_scope.scope, of_resource.schema_url, of_scope.schema_url)
-                origin = _origin(of_resource.resource, of_scope.scope)
-                for metric in of_scope.metrics:
+        for of in request.resource_metrics:
+            for scope in of.scope_metrics:
+                context = _Context(of.resource, scope.scope, of.schema_url, scope.schema_url)
+                origin = _origin(of.resource, scope.scope)
+                for metric in scope.metrics:
                     kind = metric.WhichOneof("data")
                     if kind is None:
                         continue
-                    data = getattr(metric, kind)
-                    named = origin + b"\0".join((metric.name.encode(), metric.unit.encode(), kind.encode()))
-                    for point in data.data_points:
-                        columns["collector_id"].append(collector_id)
-                        columns["seq"].append(seq)
-                        columns["received_unix_nano"].append(frame.received_unix_nano)
-                        context.put(columns)
-                        for item in unique_keys(point.attributes):
-                            maps.add(item.key, item.value.WhichOneof("value"), item.value)
-                        maps.end_row()
-                        columns["name"].append(metric.name)
-                        columns["description"].append(metric.description or None)
-                        columns["unit"].append(metric.unit or None)
-                        columns["type"].append(kind)
-                        temporality = getattr(data, "aggregation_temporality", 0)
-                        columns["temporality"].append({1: "delta", 2: "cumulative"}.get(temporality))
-                        columns["monotonic"].append(data.is_monotonic if kind == "sum" else None)
-                        columns["start_unix_nano"].append(point.start_time_unix_nano)
-                        columns["time_unix_nano"].append(point.time_unix_nano)
-                        value = point.WhichOneof("value") if kind in ("gauge", "sum") else None
-                        columns["value"].append(float(getattr(point, value)) if value else None)
-                        columns["point"].append(_point(point, kind))
-                        columns["content_sha256"].append(_content_hash(named, point))
+                    named = origin + b"\0".join((metric.name.encode(), metric.unit.encode(), kind.encode(), b""))
+                    for point in getattr(metric, kind).data_points:
+                        rows.append(_Row(seq, frame.received_unix_nano, context, point))
+                        metrics.append((metric, kind))
+                        hashes.append(_content_hash(named, point))
                         seq += 1
-    return _table("metrics", columns, maps)
+
+    points = [row.message for row in rows]
+    columns = _common(rows, collector_id)
+    columns["name"] = [metric.name for metric, _ in metrics]
+    columns["description"] = [metric.description or None for metric, _ in metrics]
+    columns["unit"] = [metric.unit or None for metric, _ in metrics]
+    columns["type"] = [kind for _, kind in metrics]
+    columns["temporality"] = [_temporality(getattr(metric, kind)) for metric, kind in metrics]
+    columns["monotonic"] = [metric.sum.is_monotonic if kind == "sum" else None for metric, kind in metrics]
+    columns["start_unix_nano"] = [point.start_time_unix_nano for point in points]
+    columns["time_unix_nano"] = [point.time_unix_nano for point in points]
+    columns["value"] = [_value(point, kind) for point, (_, kind) in zip(points, metrics, strict=True)]
+    columns["point"] = [_point(point, kind) for point, (_, kind) in zip(points, metrics, strict=True)]
+    columns["content_sha256"] = hashes
+    return _table("metrics", columns, _maps(points))
+
+
+def _temporality(data: Any) -> str | None:
+    return {1: "delta", 2: "cumulative"}.get(getattr(data, "aggregation_temporality", 0))
+
+
+def _value(point: Any, kind: str) -> float | None:
+    which = point.WhichOneof("value") if kind in ("gauge", "sum") else None
+    return float(getattr(point, which)) if which else None
 
 
 def _point(point: Any, kind: str) -> str | None:
@@ -294,8 +292,11 @@ def _link(link: Any) -> dict[str, Any]:
     }
 
 
-def _empty(signal: str) -> dict[str, list[Any]]:
-    return {name: [] for name in SCHEMAS[signal].names if not name.startswith("attributes_")}
+def _maps(messages: list[Any]) -> TypedMaps:
+    maps = TypedMaps()
+    for message in messages:
+        maps.add_row(by_type(message.attributes))
+    return maps
 
 
 def _table(signal: str, columns: dict[str, list[Any]], maps: TypedMaps) -> pa.Table:
