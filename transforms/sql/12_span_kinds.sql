@@ -16,7 +16,9 @@ marked as (
         attempt, task_id, group_id, split, policy_version, capture, span_seq, span_count,
         coalesce(agent_name, attributes_str['agent.name']) as agent_name,
         attributes_str['graph.node.id'] as graph_node,
-        resource_attributes,
+        case when resource_attributes like '%lightning%rollout%' then coalesce(
+            resource_attributes ->> '$."lightning.rollout.id"', resource_attributes ->> '$."agentlightning.rollout_id"'
+        ) end as resource_rollout_id,
         len(links) as link_count,
         attributes_str['gen_ai.input.messages'] is not null
             or attributes_json['gen_ai.input.messages'] is not null as has_genai_messages,

@@ -1,0 +1,30 @@
+-- The table `calls`: one LLM call, wide, with its place in its episode.
+-- grain: one row per (trace_id, span_id)
+-- kind: bucket
+select
+    facts.trace_id, facts.span_id, facts.parent_span_id, facts.scope_span_id, facts.agent_span_id,
+    steps.rollout_id, steps.step,
+    facts.convention, facts.operation, facts.provider, facts.model, facts.response_id,
+    facts.service_name, facts.service_instance_id, facts.session_id, facts.conversation_id, facts.user_id,
+    facts.agent, facts.judge,
+    facts.prompt_messages, facts.response_messages, facts.choices, facts.tools, facts.sampling, facts.temperature,
+    facts.finish_reasons, facts.prompt_tokens, facts.completion_tokens,
+    facts.policy_version, facts.tokenizer, facts.prompt_ids, facts.response_ids, facts.response_logprobs,
+    facts.logprobs_mode, facts.token_source, facts.prompt_hash,
+    lineage.parent_trace_id as lineage_trace_id, lineage.parent_span_id as lineage_span_id, lineage.choice as lineage_choice,
+    facts.content, facts.span_seq, facts.start_unix_nano, facts.end_unix_nano,
+    facts.error,
+    facts.trainable and not facts.judge and steps.rollout_id is not null
+        and not (coalesce(list_contains(facts.finish_reasons, 'length'), false) and $truncated = 'drop') as trainable,
+    case
+        when facts.untrainable_reason is not null then facts.untrainable_reason
+        when facts.judge then 'judge'
+        when steps.rollout_id is null then coalesce(steps.keyed_by, 'no_rollout')
+    end as untrainable_reason,
+    facts.merged_span_ids,
+    facts.first_user, facts.captured, facts.task_id, facts.group_id, facts.split,
+    list_contains(facts.finish_reasons, 'length') as truncated,
+    list_concat(facts.flags, case when steps.clock_suspect then ['clock_suspect'] else [] end) as flags
+from call_facts as facts
+left join call_steps as steps using (trace_id, span_id)
+left join lineage using (trace_id, span_id)
