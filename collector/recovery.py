@@ -70,26 +70,33 @@ def recover(disk: Disk, lake: Lake, converter: Converter) -> Recovered:
         _sweep(disk, folder)
     wal = Wal(disk, lake)
     entries = {entry.name: entry for entry in _entries(disk, lake)}
+    found = _data_files(disk, lake)
     waiting = {segment_name(wal.collector_id, segment) for segment in wal.leftover}
-    for entry in _adopt(disk, lake, converter, known=entries.keys() | waiting):
+    for entry in _adopt(disk, lake, converter, found, known=entries.keys() | waiting):
         entries[entry.name] = entry
     for entry in entries.values():
         wal.skip_to(segment=entry.segment + 1, seq=entry.last_seq + 1)
     segments = rows = 0
     for segment in wal.leftover:
-        if segment_name(wal.collector_id, segment) in entries:
+        name = segment_name(wal.collector_id, segment)
+        if name in entries:
             _remove(disk, lake, wal.path(segment))
             continue
-        entry = convert_segment(disk, lake, wal, segment, converter)
+        earlier = [path for _, path in found.get(name, ())]
+        entry = convert_segment(disk, lake, wal, segment, converter, earlier)
         wal.skip_to(segment=segment + 1, seq=entry.last_seq + 1)
         segments += 1
         rows += sum(file.rows for file in entry.files)
     return Recovered(wal, segments, rows, (len(disk.names(lake.quarantine)) - before + 1) // 2)
 
 
-def convert_segment(disk: Disk, lake: Lake, wal: Wal, segment: int, converter: Converter) -> Entry:
+def convert_segment(
+    disk: Disk, lake: Lake, wal: Wal, segment: int, converter: Converter, earlier: Sequence[Path] = ()
+) -> Entry:
     """Turn one sealed segment into data files and a manifest entry, then remove it.
 
+    `earlier` are files that an interrupted attempt left; those that this one does not write again go. (A tail
+    that was never acknowledged may have been in the log then, in memory only, and be gone now.)
     Safe to interrupt anywhere and to repeat. OSError when the disk refuses; the segment is then still there.
     What cannot be read or converted is set aside with its reason, alone.
     """
@@ -116,6 +123,11 @@ def convert_segment(disk: Disk, lake: Lake, wal: Wal, segment: int, converter: C
         _write_file(disk, folder, f"{name}.parquet", content.data)
         relative = f"{signal}/day={day}/{name}.parquet"
         files.append(DataFile(signal, relative, content.rows, hashlib.sha256(content.data).hexdigest()))
+    written = {file.path for file in files}
+    for stale in earlier:
+        if stale.relative_to(lake.root).as_posix() not in written:
+            disk.unlink(stale)
+            disk.sync_folder(stale.parent)
     # Also without files: the entry keeps the segment's number from being used again.
     entry = Entry(
         collector_id=origin.collector_id,
@@ -168,18 +180,28 @@ def _entries(disk: Disk, lake: Lake) -> Iterator[Entry]:
             disk.sync_folder(lake.manifest)
 
 
-def _adopt(disk: Disk, lake: Lake, converter: Converter, known: set[str]) -> Iterator[Entry]:
-    """Entries for data files that no entry names and no segment will rewrite: their entry was lost."""
-    found: dict[str, list[tuple[str, Path]]] = {}
+_Found = dict[str, list[tuple[str, Path]]]
+
+
+def _data_files(disk: Disk, lake: Lake) -> _Found:
+    """Every data file of the lake by its stem, with its signal. Temporary files are swept away."""
+    found: _Found = {}
     for signal in SIGNALS:
         for day in disk.names(lake.signal(signal)):
             folder = lake.signal(signal) / day
             _sweep(disk, folder)
             for name in disk.names(folder):
                 stem, _, ending = name.rpartition(".")
-                if ending == "parquet" and stem not in known:
+                if ending == "parquet":
                     found.setdefault(stem, []).append((signal, folder / name))
+    return found
+
+
+def _adopt(disk: Disk, lake: Lake, converter: Converter, found: _Found, known: set[str]) -> Iterator[Entry]:
+    """Entries for data files that no entry names and no segment will rewrite: their entry was lost."""
     for stem, paths in found.items():
+        if stem in known:
+            continue
         entry = _rebuilt(disk, lake, converter, paths)
         if entry is not None and entry.name == stem:
             write_entry(disk, lake, entry)

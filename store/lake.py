@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from otel_lightning.app.errors import LightningError
@@ -23,32 +24,32 @@ class Lake:
             raise LightningError(f"there is no lake at {root}; start lightning-collect --lake {root}, or name another")
         return cls(root)
 
-    @property
+    @cached_property
     def wal(self) -> Path:
         """The collector's write-ahead log; nobody else reads it."""
         return self.root / "wal"
 
-    @property
+    @cached_property
     def manifest(self) -> Path:
         """One JSON file for each sealed segment: which Parquet files are live."""
         return self.root / "manifest"
 
-    @property
+    @cached_property
     def tombstones(self) -> Path:
         """Ids of deleted traces."""
         return self.root / "tombstones"
 
-    @property
+    @cached_property
     def quarantine(self) -> Path:
         """What could not be read, each with a reason beside it."""
         return self.root / "quarantine"
 
-    @property
+    @cached_property
     def derived(self) -> Path:
         """What lightning-transform writes."""
         return self.root / "derived"
 
-    @property
+    @cached_property
     def policies(self) -> Path:
         """What training publishes."""
         return self.root / "policies"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from otel_lightning.app.errors import StorageError
@@ -58,7 +58,10 @@ def write_entry(disk: Disk, lake: Lake, entry: Entry) -> None:
     final = lake.manifest / f"{entry.name}.json"
     temporary = lake.manifest / f".{entry.name}.json.tmp"
     disk.unlink(temporary)
-    disk.append(temporary, (json.dumps(asdict(entry), sort_keys=True) + "\n").encode())
+    disk.append(
+        temporary,
+        (json.dumps(vars(entry) | {"files": [vars(file) for file in entry.files]}, sort_keys=True) + "\n").encode(),
+    )
     disk.sync(temporary)
     disk.rename(temporary, final)
     disk.sync_folder(lake.manifest)
