@@ -1,0 +1,1 @@
+"""What every command does alike: errors, configuration, listeners, progress, logging."""

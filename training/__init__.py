@@ -1,0 +1,1 @@
+"""From tables of samples to better policies: losses, the loop, the gate."""

@@ -1,0 +1,1 @@
+"""From spans to credit: SQL files, and the engine that runs them incrementally."""

@@ -1,0 +1,95 @@
+"""The SQL steps in reading order, and how one is run: one select a file becomes one temporary table."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import duckdb
+
+SQL = files("otel_lightning.transforms") / "sql"
+PARAMETER = re.compile(r"\$([a-z_]+)\b")
+# Message conventions stand between what a span is and what was said in it; credit between choices and credits.
+CONVENTIONS_BEFORE, CREDIT_BEFORE = "20_", "80_"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One SQL file and the table that its select becomes."""
+
+    table: str
+    path: str
+    text: str
+
+
+@cache
+def steps(method: str) -> tuple[Step, ...]:
+    """Every step up to credits and trajectories, with the credit method's file in its place."""
+    numbered = sorted(item.name for item in SQL.iterdir() if re.match(r"\d\d_.*\.sql$", item.name))
+    conventions = sorted(item.name for item in (SQL / "conventions").iterdir() if item.name.endswith(".sql"))
+    found: list[Step] = []
+    for name in numbered:
+        if name.startswith(CONVENTIONS_BEFORE):
+            found += [_step(f"conventions/{item}") for item in conventions]
+        if name.startswith(CREDIT_BEFORE):
+            found.append(Step("assigned", f"credit/{method}.sql", _read(f"credit/{method}.sql")))
+        if name != "90_baselines.sql":
+            found.append(_step(name))
+    return tuple(found)
+
+
+def baselines() -> Step:
+    """The reduce that is run over all live returns."""
+    return _step("90_baselines.sql")
+
+
+def keys(signal: str) -> Step:
+    """The narrow index of one signal."""
+    return Step("new_keys", f"keys/{signal}.sql", _read(f"keys/{signal}.sql"))
+
+
+def views() -> tuple[Step, ...]:
+    """Views over stored tables, in the order in which they build on one another."""
+    return tuple(_step(f"views/{name}.sql") for name in ("credits", "samples", "trajectories", "funnel"))
+
+
+@cache
+def sql_sha256(method: str) -> str:
+    """Identity of all SQL that a run depends on."""
+    texts = [step.text for step in (*steps(method), baselines(), keys("spans"), keys("events"))]
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+
+def create(connection: duckdb.DuckDBPyConnection, step: Step, parameters: Mapping[str, Any]) -> None:
+    """Run one step; it binds only the parameters that its text uses."""
+    used = {name: parameters[name] for name in dict.fromkeys(PARAMETER.findall(step.text)) if name in parameters}
+    connection.execute(f"create or replace temp table {quoted(step.table)} as {step.text}", used)
+
+
+def quoted(identifier: str) -> str:
+    """An identifier, quoted: the one place where names enter SQL text."""
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """A string literal, for the few statements that take no parameters (views, COPY)."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def path_list(paths: list[str]) -> str:
+    """A list of file names as SQL."""
+    return "[" + ", ".join(map(literal, paths)) + "]"
+
+
+def _step(path: str) -> Step:
+    table = re.sub(r"^\d\d_", "", path.rsplit("/", 1)[-1].removesuffix(".sql"))
+    return Step(table, path, _read(path))
+
+
+def _read(path: str) -> str:
+    return (SQL / path).read_text(encoding="utf-8")
