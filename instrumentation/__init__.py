@@ -1,1 +1,5 @@
-"""What runs inside an agent's process: OpenTelemetry only, nothing heavy."""
+"""What runs inside an agent's process or beside it: OpenTelemetry only, nothing heavy."""
+
+from otel_lightning.instrumentation.emit import EmitError, Emitter
+
+__all__ = ["EmitError", "Emitter"]
