@@ -1,0 +1,144 @@
+"""The gate: a policy is promoted on the outcome of held-out tasks, candidate against current, paired by task and seed.
+
+Promote when the mean difference is above 0 and the 95% bootstrap lower bound is at least −margin. Too few tasks for the
+margin: say how many are needed and do not decide. Outcomes are read from the lake, never from the driver.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from otel_lightning.app.errors import LightningError
+from otel_lightning.app.progress import progress
+from otel_lightning.store.policies import Policies
+from otel_lightning.training.config import GateConfig
+from otel_lightning.training.driver import Driver, Task, read_tasks
+from otel_lightning.transforms.config import TransformConfig
+from otel_lightning.transforms.run import run_transform
+from otel_lightning.transforms.tables import open_tables
+
+BOOTSTRAP_DRAWS = 10_000
+Z95 = 1.96
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """gate.json: what was compared, over how many paired tasks, and what follows."""
+
+    kind: str
+    champion: str
+    candidate: str
+    n: int
+    champion_outcome: float
+    candidate_outcome: float
+    difference: float
+    low: float
+    high: float
+    margin: float
+    verdict: Literal["promote", "refuse", "undecided"]
+    reason: str
+    missing: int
+
+
+def decide(
+    champion: np.ndarray, candidate: np.ndarray, margin: float, seed: int = 0
+) -> tuple[float, float, float, str, str]:
+    """(difference, low, high, verdict, reason) for paired outcomes of equal length."""
+    differences = candidate.astype(np.float64) - champion.astype(np.float64)
+    n = len(differences)
+    mean = float(differences.mean())
+    draws = np.random.default_rng(seed).integers(0, n, size=(BOOTSTRAP_DRAWS, n))
+    low, high = (float(q) for q in np.quantile(differences[draws].mean(1), [0.025, 0.975]))
+    if mean > 0 and low >= -margin:
+        return mean, low, high, "promote", f"the outcome rose by {mean:+.3f} (95% interval {low:+.3f} to {high:+.3f})"
+    if mean > 0:
+        needed = math.ceil((Z95 * float(differences.std()) / (margin + mean)) ** 2)
+        return (
+            mean,
+            low,
+            high,
+            "undecided",
+            f"{n} tasks are too few for a margin of {margin:g}; about {needed} are needed",
+        )
+    return mean, low, high, "refuse", f"the outcome did not rise ({mean:+.3f}, 95% interval {low:+.3f} to {high:+.3f})"
+
+
+def run_gate(lake: Path, candidate: str, config: GateConfig, transform: TransformConfig, seed: int) -> Verdict:
+    """Compare `candidate` with current on the gate's tasks, write gate.json, promote if it passes."""
+    policies = Policies(lake / "policies")
+    champion = policies.pointer("current")
+    if champion is None:
+        raise LightningError("there is no current policy to compare with; promote one with lightning-policy promote")
+    tasks = read_tasks(config.tasks)
+    session = secrets.token_hex(4)
+    planned = {
+        version: [
+            Task(
+                rollout_id=f"gate-{session}-{version}-{index:05d}",
+                task_id=task["task_id"],
+                group_id=f"gate-{session}-{version}-{task['task_id']}",
+                split="eval",
+                policy=version,
+                temperature=0.0,
+                seed=seed,
+                task=task,
+            )
+            for index, task in enumerate(tasks)
+        ]
+        for version in (champion, candidate)
+    }
+    with (
+        Driver(config.command, serve=config.serve, collect=config.collect, settle_s=config.settle_s) as driver,
+        progress(f"gate {candidate} against {champion}", 2 * len(tasks)) as bar,
+    ):
+        for version in (champion, candidate):
+            driver.run(planned[version], config.deadline_s, lambda _: bar.advance())
+        driver.flush()
+    run_transform(lake, transform)
+    outcomes = read_outcomes(lake, [task.rollout_id for tasks in planned.values() for task in tasks])
+    pairs = [
+        (outcomes[a.rollout_id], outcomes[b.rollout_id])
+        for a, b in zip(planned[champion], planned[candidate], strict=True)
+        if a.rollout_id in outcomes and b.rollout_id in outcomes
+    ]
+    if not pairs:
+        raise LightningError("no gate task has an outcome in the lake; does the rollouts command send rewards.outcome?")
+    before, after = (np.array(values, dtype=np.float64) for values in zip(*pairs, strict=True))
+    difference, low, high, verdict, reason = decide(before, after, config.margin, seed)
+    result = Verdict(
+        kind="tasks",
+        champion=champion,
+        candidate=candidate,
+        n=len(pairs),
+        champion_outcome=float(before.mean()),
+        candidate_outcome=float(after.mean()),
+        difference=difference,
+        low=low,
+        high=high,
+        margin=config.margin,
+        verdict=verdict,  # type: ignore[arg-type]
+        reason=reason,
+        missing=len(tasks) - len(pairs),
+    )
+    policies.write_gate(candidate, asdict(result))
+    if verdict == "promote":
+        policies.point("current", candidate, who="gate", why=reason)
+    return result
+
+
+def read_outcomes(lake: Path, rollout_ids: list[str]) -> dict[str, float]:
+    """True outcomes by rollout, from the lake; rollouts without one are absent."""
+    with open_tables(lake) as connection:
+        connection.execute("create temp table chosen (rollout_id varchar)")
+        connection.executemany("insert into chosen values (?)", [[rollout_id] for rollout_id in rollout_ids])
+        rows = connection.execute(
+            "select rollout_id, outcome::double from returns semi join chosen using (rollout_id) "
+            "where outcome is not null order by rollout_id"
+        ).fetchall()
+    return dict(rows)
