@@ -13,6 +13,12 @@ help:  ## List the targets
 
 install: $(VENV)/demo.stamp  ## Set up .venv with everything the demo needs
 
+demo: $(VENV)/demo.stamp  ## Watch a support bot get better from its own traces (SEED=n, SIZE=small)
+	$(BIN)/python examples/support/demo/main.py --seed $(SEED) --size $(SIZE)
+
+demo-control: $(VENV)/demo.stamp  ## The same with permuted rewards: nothing may be learnt
+	$(BIN)/python examples/support/demo/main.py --seed $(SEED) --size $(SIZE) --control
+
 check: $(VENV)/dev.stamp  ## Lint, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -110,6 +110,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
+        totals.setdefault("loss", 0.0)  # no row had an effect: all advantages of the step are 0
         tokens = max(totals.pop("tokens", 0.0), 1.0)
         means = {key: value / tokens for key, value in totals.items() if key != "loss"}
         return {

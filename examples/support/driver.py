@@ -38,8 +38,8 @@ PERMUTE_BATCH = 256  # outcomes dealt out together, as many as a round has
 class Bot:
     """One bot process, answering many conversations at a time."""
 
-    def __init__(self, kind: str, policy: str, temperature: float, shop: Path) -> None:
-        self.kind, self.policy, self.temperature, self.shop = kind, policy, temperature, shop
+    def __init__(self, kind: str, policy: str, temperature: float, shop: Path, otlp: str | None) -> None:
+        self.kind, self.policy, self.temperature, self.shop, self.otlp = kind, policy, temperature, shop, otlp
         self._process: asyncio.subprocess.Process | None = None
         self._waiting: dict[str, asyncio.Future[str]] = {}
         self._ready = asyncio.Event()
@@ -55,6 +55,7 @@ class Bot:
             "SHOP_DB": str(self.shop),
             "PYTHONPATH": str(Path(__file__).parent),
             "OTEL_SERVICE_NAME": f"support-{self.kind}",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": self.otlp or os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"],
             "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
             "OTEL_BSP_SCHEDULE_DELAY": "200",
             "OTEL_BSP_MAX_QUEUE_SIZE": "65536",
@@ -166,7 +167,7 @@ class Desk:
         return await asyncio.shield(self._bots[key])
 
     async def _start(self, kind: str, policy: str, temperature: float) -> Bot:
-        bot = Bot(kind, policy, temperature, self.shop)
+        bot = Bot(kind, policy, temperature, self.shop, self.options.bots_otlp)
         await bot.start()
         return bot
 
@@ -200,6 +201,7 @@ async def main() -> int:
     parser = argparse.ArgumentParser(description="Drive the support bots over tasks from standard input.")
     parser.add_argument("--langchain-share", type=float, default=0.3)
     parser.add_argument("--permute", action="store_true")
+    parser.add_argument("--bots-otlp", default=None, help="where the bots export to, if not where the driver does")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="support-shop-"))
     desk = Desk(options, folder)
