@@ -113,7 +113,8 @@ def load_folder(folder: Path, version: str, shared: dict[str, Prompts] | None = 
         raise LightningError(
             f"{folder} has no chat template; add chat_template.jinja, so that messages can become a prompt"
         )
-    stops: set[Any] = {prompts.tokenizer.eos_token_id}
+    eos: Any = prompts.tokenizer.eos_token_id
+    stops: set[Any] = {eos}
     defaults: dict[str, Any] = {}
     if generation is not None:
         given = generation.eos_token_id
