@@ -22,7 +22,7 @@ from typing import Protocol, cast
 import httptools
 
 MAX_HEADER_BYTES = 64 << 10
-HEADER_DEADLINE_S = 10.0  # honest clients send their headers at once
+HEADER_DEADLINE_S = 10.0  # at most; honest clients send their headers at once
 IDLE_S = 75.0  # a little above the minute after which most clients let go of a kept-alive connection
 MIN_BODY_BYTES_PER_S = 64 << 10  # each such portion buys a slow but steady sender one more second
 DISCARD_BYTES = 1 << 20  # a refused body up to this size is read to its end, so that the connection lives on
@@ -101,7 +101,8 @@ class Connection(asyncio.Protocol):
         self._busy = self._closing = False
         self._header_bytes = 0
         self._peer = ""
-        self.deadline = self._loop.time() + HEADER_DEADLINE_S
+        self._header_deadline_s = min(HEADER_DEADLINE_S, limits.read_timeout_s)
+        self.deadline = self._loop.time() + self._header_deadline_s
 
     # What asyncio calls
 
@@ -156,7 +157,7 @@ class Connection(asyncio.Protocol):
         if self._closing:
             return
         self._incoming = _Incoming()
-        self.deadline = self._loop.time() + HEADER_DEADLINE_S
+        self.deadline = self._loop.time() + self._header_deadline_s
 
     def on_url(self, url: bytes) -> None:
         if self._incoming is not None:
