@@ -173,7 +173,11 @@ class Emitter:
         try:
             self.flush()
         finally:
-            self._provider.shutdown()
+            self.stop()
+
+    def stop(self) -> None:
+        """Stop without looking back: what was not flushed before may be lost."""
+        self._provider.shutdown()
 
     def _emit(self, event_name: str, attributes: dict[str, Any]) -> None:
         given = {key: value for key, value in attributes.items() if value is not None}

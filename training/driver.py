@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from otel_lightning.app.children import die_with_parent
 from otel_lightning.app.errors import ConfigError, LightningError
 from otel_lightning.instrumentation import EmitError, Emitter
 
@@ -96,11 +97,13 @@ class Driver:
                 text=True,
                 env=environment,
                 start_new_session=True,  # so that its children can be ended with it
+                preexec_fn=die_with_parent,
             )
         except (OSError, ValueError) as error:
             raise LightningError(f"rollouts.command '{command}' cannot be started ({error}); correct it") from None
         self._results: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        threading.Thread(target=self._listen, name="driver-results", daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, name="driver-results", daemon=True)
+        self._listener.start()
 
     def __enter__(self) -> Driver:
         return self
@@ -185,8 +188,12 @@ class Driver:
                     os.killpg(self._process.pid, number)
                 except (ProcessLookupError, PermissionError):
                     break
-                time.sleep(0.5)
+                time.sleep(0.2)
             self._process.wait()
+            self._listener.join(STOP_TIMEOUT_S)
+            if self._process.stdout is not None:
+                self._process.stdout.close()
+            self._emitter.stop()
 
     def _end(self, outcome: Outcome) -> None:
         self._emitter.rollout_end(outcome.rollout_id, status=outcome.status, reason=outcome.detail or None)

@@ -65,12 +65,12 @@ class Outdated:
 
 # The noise of the base, fixed here and listed in every report. `right_share` is a share of the transcripts.
 OUTDATED = {
-    ("damaged", "gold"): Outdated("refund", 0.40, "common"),
-    ("charge", "card"): Outdated("escalate", 0.40, "common"),
-    ("wrong", "some"): Outdated("refund", 0.30, "in_between"),
-    ("late", "lost"): Outdated("track", 0.30, "in_between"),
-    ("missing", "gold"): Outdated("reship", 0.18, "rare"),
-    ("address", "moving"): Outdated("readdress", 0.18, "rare"),
+    ("damaged", "gold"): Outdated("refund", 0.33, "common"),
+    ("charge", "card"): Outdated("escalate", 0.33, "common"),
+    ("wrong", "some"): Outdated("refund", 0.20, "in_between"),
+    ("late", "lost"): Outdated("track", 0.20, "in_between"),
+    ("missing", "gold"): Outdated("reship", 0.09, "rare"),
+    ("address", "moving"): Outdated("readdress", 0.09, "rare"),
 }
 CAUSE_SHARES = {"common": 0.14, "in_between": 0.08, "rare": 0.10}  # of all tickets; the rest is "none"
 SLIP_SHARE = 0.02  # of all other transcripts: a random wrong action

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+from otel_lightning.app.children import die_with_parent
 from otel_lightning.app.errors import LightningError
 
 READY_TIMEOUT_S = 90.0
-PR_SET_PDEATHSIG = 1
 
 
 def free_port() -> int:
@@ -22,12 +20,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _die_with_parent() -> None:
-    """In the child: ask Linux for SIGTERM when the demo dies, however it dies."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Service:
@@ -44,7 +36,7 @@ class Service:
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **(environment or {})},
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
         self._wait()
 
@@ -87,7 +79,7 @@ class Service:
 def run_step(name: str, command: list[str], environment: dict[str, str] | None = None) -> None:
     """Run a command to its end in the foreground; LightningError in one line when it fails."""
     process = subprocess.Popen(
-        command, env={**os.environ, **(environment or {})}, start_new_session=True, preexec_fn=_die_with_parent
+        command, env={**os.environ, **(environment or {})}, start_new_session=True, preexec_fn=die_with_parent
     )
     try:
         code = process.wait()
