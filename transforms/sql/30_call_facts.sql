@@ -1,7 +1,7 @@
 -- Calls: the agent's side gives identity and place, plane B gives truth (messages as served, ids, logprobs, sampling).
 -- grain: one row per (trace_id, span_id): every LLM call, and every token record that carries a rollout id of its own
 -- kind: bucket
--- rollout and step are not known yet; `explicit_rollout_id` is what the call itself or its token record says.
+-- A record that kept only tokens leaves the messages to the agent's side. Rollout and step are not known yet; `explicit_rollout_id` is what the call itself or its token record says.
 with
 
 own as (
@@ -42,9 +42,9 @@ merged as (
         coalesce(place.user_id, content.user_id) as user_id,
         coalesce(place.agent, content.agent) as agent,
         place.judge or content.judge as judge,
-        coalesce(b.prompt_messages, content.prompt_messages) as prompt_messages,
-        coalesce(b.response_messages, content.response_messages) as response_messages,
-        coalesce(b.choices, content.choices) as choices,
+        coalesce(case when b.prompt_length > 0 then b.prompt_messages end, content.prompt_messages) as prompt_messages,
+        coalesce(case when not b.empty_response then b.response_messages end, content.response_messages) as response_messages,
+        coalesce(case when not b.empty_response then b.choices end, content.choices) as choices,
         coalesce(b.tools, content.tools, place.tools) as tools,
         coalesce(b.sampling, content.sampling) as sampling,
         coalesce(b.temperature, content.temperature, place.temperature) as temperature,
@@ -58,13 +58,13 @@ merged as (
         list_transform(coalesce(b.token_choices, content.token_choices), lambda c: c.logprobs) as response_logprobs,
         coalesce(b.logprobs_mode, content.logprobs_mode) as logprobs_mode,
         coalesce(b.retokenized_history, false) as retokenized_history,
-        coalesce(b.prompt_hashes, content.prompt_hashes) as prompt_hashes,
-        coalesce(b.talk_hashes, content.talk_hashes) as talk_hashes,
-        coalesce(b.response_hashes, content.response_hashes) as response_hashes,
-        coalesce(b.prompt_length, content.prompt_length) as prompt_length,
-        coalesce(b.has_user, content.has_user) as has_user,
+        coalesce(case when b.prompt_length > 0 then b.prompt_hashes end, content.prompt_hashes) as prompt_hashes,
+        coalesce(case when b.prompt_length > 0 then b.talk_hashes end, content.talk_hashes) as talk_hashes,
+        coalesce(case when not b.empty_response then b.response_hashes end, content.response_hashes) as response_hashes,
+        coalesce(case when b.prompt_length > 0 then b.prompt_length end, content.prompt_length) as prompt_length,
+        coalesce(case when b.prompt_length > 0 then b.has_user end, content.has_user) as has_user,
         coalesce(content.first_user, b.first_user) as first_user,
-        coalesce(b.asked, content.asked) as asked,
+        coalesce(case when not b.empty_response then b.asked end, content.asked) as asked,
         content.asked as asked_by_agent,
         content.answers_tool_call_id,
         content.previous_response_id,
@@ -78,9 +78,9 @@ merged as (
         coalesce(place.task_id, b.task_id) as task_id,
         coalesce(place.group_id, b.group_id) as group_id,
         coalesce(place.split, b.split) as split,
-        b.trace_id is not null and (b.answer_hash <> content.answer_hash) as content_mismatch,
-        coalesce(b.empty_input, content.empty_input) as empty_input,
-        coalesce(b.empty_response, content.empty_response) as empty_response,
+        coalesce(not b.empty_response and b.answer_hash <> content.answer_hash, false) as content_mismatch,
+        coalesce(case when b.prompt_length > 0 then b.empty_input end, content.empty_input) as empty_input,
+        coalesce(case when not b.empty_response then b.empty_response end, content.empty_response) as empty_response,
         coalesce(content.dropped_attributes and b.trace_id is null, false) as dropped_attributes,
         content.conflicting_copies or place.conflicting_copies as conflicting_copies,
         own.response_id_reused,
