@@ -19,7 +19,8 @@ class Answer:
     """Status, headers and body of a response."""
 
     def __init__(self, response: http.client.HTTPResponse) -> None:
-        self.status, self.headers, self.body = response.status, response.headers, response.read()
+        with response:
+            self.status, self.headers, self.body = response.status, response.headers, response.read()
 
     @property
     def json(self) -> Any:

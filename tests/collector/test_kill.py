@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -34,17 +35,18 @@ class Load:
 
     def _send(self, address: Any) -> None:
         connection = http.client.HTTPConnection(address.hostname, address.port, timeout=20)
-        while True:
-            ids, body = self._request()
-            try:
-                connection.request("POST", "/v1/traces", body, {"Content-Type": "application/x-protobuf"})
-                response = connection.getresponse()
-                response.read()
-            except (OSError, http.client.HTTPException):
-                return
-            if response.status == 200:
-                with self._lock:
-                    self.acknowledged |= ids
+        with closing(connection):
+            while True:
+                ids, body = self._request()
+                try:
+                    connection.request("POST", "/v1/traces", body, {"Content-Type": "application/x-protobuf"})
+                    with closing(connection.getresponse()) as response:
+                        response.read()
+                except (OSError, http.client.HTTPException):
+                    return
+                if response.status == 200:
+                    with self._lock:
+                        self.acknowledged |= ids
 
     def _request(self) -> tuple[set[str], bytes]:
         with self._lock:
