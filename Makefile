@@ -6,7 +6,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 SEED ?= 0
 SIZE ?= full
 
-.PHONY: help install demo demo-control test test-all test-slow check bench clean
+.PHONY: help install demo demo-control test test-slow check bench
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -26,6 +26,12 @@ check: $(VENV)/dev.stamp  ## Lint, formatting, types
 
 test: check  ## Set up, lint, type-check and test (about ten minutes)
 	$(BIN)/pytest
+
+test-slow: check  ## Full learning, soak and fault tests (hours)
+	$(BIN)/pytest -m slow
+
+bench: $(VENV)/dev.stamp  ## Benchmarks: ratios against something real in the same run
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not installed; set PYTHON=python3.12 or newer, or install Python 3.11"; exit 1; }

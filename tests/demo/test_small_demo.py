@@ -1,0 +1,147 @@
+"""`make demo SIZE=small` once, and what must be true of its lake and its report."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from otel_lightning.store.policies import Policies
+from otel_lightning.training import models
+from otel_lightning.transforms.tables import open_tables
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "examples" / "support" / "demo"
+
+
+def run_demo(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """The demo as make runs it."""
+    command = [sys.executable, str(DEMO / "main.py"), "--size", "small", "--out", str(out), *more]
+    return subprocess.run(command, capture_output=True, text=True, timeout=550, env={**os.environ, "CI": "1"})
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished small run."""
+    out = tmp_path_factory.mktemp("demo") / "run"
+    done = run_demo(out)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return out
+
+
+@pytest.fixture(scope="module")
+def report(demo: Path) -> dict[str, Any]:
+    return json.loads((demo / "report.json").read_text())
+
+
+def test_the_report_has_every_stage_and_what_it_took(demo: Path, report: dict[str, Any]) -> None:
+    for stage in ("before", "after_offline", "after_online"):
+        entry = report[stage]
+        assert entry["n"] == 64
+        assert entry["low"] <= entry["value"] == entry["greedy"] <= entry["high"]
+        assert 0 <= entry["sampled"] <= 1
+        assert {p["n"] for p in entry["phrases"].values()} == {32}
+    assert report["ceiling"] == 1.0
+    assert report["floor"] < 0.3
+    assert (
+        set(report["seconds"])
+        == set(report["cpu_seconds"])
+        >= {"base", "before", "log", "offline", "online", "after_online"}
+    )
+    assert (demo / "curve.png").stat().st_size > 10_000
+    assert "| before |" in (demo / "report.md").read_text()
+
+
+def test_sql_over_the_lake_reproduces_the_report_and_the_curve(demo: Path, report: dict[str, Any]) -> None:
+    script = str(Path(sys.executable).with_name("lightning-transform"))
+    query = (
+        "select stage, decoding, avg(resolved) as share, count(*) as n from ("
+        + (DEMO / "sql" / "outcomes.sql").read_text()
+        + ") group by all"
+    )
+    done = subprocess.run(
+        [script, "sql", query, "--json", "--lake", str(demo / "lake")], capture_output=True, text=True, check=True
+    )
+    found = {(row["stage"], row["decoding"]): row["share"] for row in map(json.loads, done.stdout.splitlines())}
+    for stage in ("before", "after_offline", "after_online"):
+        for decoding in ("greedy", "sampled"):
+            assert found[stage.replace("_", ""), decoding] == pytest.approx(report[stage][decoding])
+    done = subprocess.run(
+        [script, "sql", (DEMO / "sql" / "curve.sql").read_text(), "--json", "--lake", str(demo / "lake")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [json.loads(line) for line in done.stdout.splitlines()] == report["curve"]
+    assert [row["round"] for row in report["curve"]] == [0, 1]
+
+
+def test_the_agents_traces_are_the_data(report: dict[str, Any]) -> None:
+    assert report["agent_side_share"] >= 0.99
+    assert report["tools_tied_share"] >= 0.99
+    assert report["lost_spans"] == 0
+    assert report["processes_unknown"] == 0
+
+
+def recomputed(demo: Path, *, shift: int = 0, temperature: float = 1.0, version_shift: int = 0) -> np.ndarray:
+    """|recorded − recomputed| log-probability of every sampled training token, with a mistake planted on demand."""
+    with open_tables(demo / "lake") as connection:
+        rows = connection.execute(
+            "select policy_version, prompt_ids, response_ids[1], response_logprobs[1], temperature from calls "
+            "where token_source = 'engine' and temperature > 0 order by trace_id, span_id"
+        ).fetchall()
+    policies = Policies(demo / "lake" / "policies")
+    versions = policies.versions()
+    loaded: dict[str, Any] = {}
+    differences: list[np.ndarray] = []
+    for version, prompt, response, logprobs, sampled_at in rows:
+        name = versions[(versions.index(version) + version_shift) % len(versions)]
+        if name not in loaded:
+            loaded[name] = models.load(policies.get(name).folder)[0].eval()
+        with torch.no_grad():
+            logits = loaded[name](torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].float()
+        expected = torch.log_softmax(logits / (sampled_at * temperature), -1)
+        ids = torch.tensor(response).roll(shift)
+        differences.append(np.abs(expected.gather(1, ids[:, None])[:, 0].numpy() - np.array(logprobs)))
+    return np.concatenate(differences)
+
+
+def test_recorded_logprobs_are_those_of_the_policy_that_sampled(demo: Path) -> None:
+    found = recomputed(demo)
+    assert len(found) > 3000
+    assert np.quantile(found, 0.99) <= 1e-4
+    assert found.max() <= 1e-2
+    for mistake in ({"shift": 1}, {"temperature": 1.1}, {"version_shift": 1}):
+        assert np.quantile(recomputed(demo, **mistake), 0.99) > 1e-3, mistake
+
+
+def test_no_process_is_left_behind(demo: Path) -> None:
+    left = [p.cmdline() for p in psutil.process_iter(["cmdline"]) if str(demo) in " ".join(p.info["cmdline"] or [])]
+    assert left == []
+
+
+def test_what_was_trained_is_on_record_and_never_a_test_ticket(demo: Path) -> None:
+    trained = {
+        s
+        for name in ("offline", "online")
+        for line in (demo / name / "trained.jsonl").read_text().splitlines()
+        for s in json.loads(line)["samples"]
+    }
+    with open_tables(demo / "lake") as connection:
+        splits = dict(connection.execute("select sample_id, split from samples").fetchall())
+    assert trained and {splits[sample] for sample in trained} == {"train"}
+
+
+def test_with_the_bots_exporter_at_a_closed_port_the_demo_stops_in_one_line(tmp_path: Path) -> None:
+    done = run_demo(tmp_path / "run", "--bots-otlp", "http://127.0.0.1:9")
+    assert done.returncode == 1
+    assert "come from the bots' own spans; does their exporter reach the collector?" in done.stderr
+    assert "Traceback" not in done.stderr
