@@ -117,7 +117,7 @@ def _ticket(split: str, index: int, rng: random.Random) -> Ticket:
         if is_unseen(issue, opening, problem, close) == unseen:
             break
     while True:
-        number = str(rng.randrange(1000, 10000))
+        number = str(rng.randrange(100, 1000))
         if split_of_number(number) == split:
             break
     order = {name: rng.choice(values) for name, values in FACTS.items()}
