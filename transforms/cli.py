@@ -78,7 +78,8 @@ def show(trace_id: str, *, lake: Path = DEFAULT_LAKE) -> int:
 
 @app.command
 def sql(
-    query: str,
+    # A query may begin with a comment.
+    query: Annotated[str, Parameter(allow_leading_hyphen=True)],
     *,
     lake: Path = DEFAULT_LAKE,
     json: Annotated[bool, Parameter(negative="")] = False,

@@ -107,7 +107,9 @@ def build_model(vocabulary: int, seed: int) -> Any:
     """A small Qwen2-type model with random weights."""
     import torch
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     torch.manual_seed(seed)
     # initializer_range: with the usual 0.02 a model this small does not learn to copy within the demo's budget.
     config = Qwen2Config(

@@ -67,7 +67,7 @@ def test_micro_batches_and_row_order_change_nothing(checkpoint: Path, algorithm:
         gradient(checkpoint, algorithm, data, micro_tokens=1),
         gradient(checkpoint, algorithm, data[::-1], micro_tokens=60),
     ):
-        assert torch.allclose(whole, cut, atol=1e-6)
+        assert (whole - cut).abs().max() <= 1e-5 * whole.abs().max()
     assert whole.abs().max() > 1e-3
 
 

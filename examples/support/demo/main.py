@@ -43,7 +43,7 @@ from otel_lightning.transforms.run import run_transform
 BUDGET_SECONDS = 600
 MIN_AGENT_SIDE_SHARE = 0.99
 LAUNCH = (
-    "launch", "--cpu", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+    "launch", "--quiet", "--cpu", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
 )  # fmt: skip
 
 
