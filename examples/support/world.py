@@ -65,8 +65,8 @@ class Outdated:
 
 # The noise of the base, fixed here and listed in every report. `right_share` is a share of the transcripts.
 OUTDATED = {
-    ("damaged", "gold"): Outdated("refund", 0.33, "common"),
-    ("charge", "card"): Outdated("escalate", 0.33, "common"),
+    ("damaged", "gold"): Outdated("refund", 0.28, "common"),
+    ("charge", "card"): Outdated("escalate", 0.28, "common"),
     ("wrong", "some"): Outdated("refund", 0.20, "in_between"),
     ("late", "lost"): Outdated("track", 0.20, "in_between"),
     ("missing", "gold"): Outdated("reship", 0.09, "rare"),
@@ -117,7 +117,7 @@ def _ticket(split: str, index: int, rng: random.Random) -> Ticket:
         if is_unseen(issue, opening, problem, close) == unseen:
             break
     while True:
-        number = str(rng.randrange(100, 1000))
+        number = rng.choice("ABCDEFGHJKLM") + rng.choice("0123456789") + rng.choice("NPQRSTUVWXYZ")
         if split_of_number(number) == split:
             break
     order = {name: rng.choice(values) for name, values in FACTS.items()}
