@@ -20,8 +20,11 @@ marked as (
             resource_attributes ->> '$."lightning.rollout.id"', resource_attributes ->> '$."agentlightning.rollout_id"'
         ) end as resource_rollout_id,
         len(links) as link_count,
-        attributes_str['gen_ai.input.messages'] is not null
-            or attributes_json['gen_ai.input.messages'] is not null as has_genai_messages,
+        coalesce(attributes_str['gen_ai.input.messages'], attributes_json['gen_ai.input.messages']) as genai_messages,
+        -- A span may speak both conventions, one rewritten from the other; what the rewriting lost is the shorter prompt.
+        case when oi_kind = 'LLM' and json_valid(genai_messages) then coalesce(json_array_length(genai_messages), 0) < len(list_filter(
+            map_keys(attributes_str), lambda k: k ~ '^llm\.input_messages\.\d+\.message\.role$'
+        )) else false end as openinference_has_more,
         list_has_any(map_keys(attributes_str), ['evaluation.name', 'annotation.name'])
             or len(list_filter(map_keys(attributes_str), lambda k: k ~ '^((trace|session)\.)?(evaluations|annotations)\.')) > 0
             as carries_evaluation
@@ -29,7 +32,7 @@ marked as (
 )
 
 select
-    * exclude (has_genai_messages, graph_node),
+    * exclude (genai_messages, openinference_has_more, graph_node),
     case
         when capture is not null then 'capture'
         when oi_kind in ('EVALUATOR', 'GUARDRAIL') then 'judge'
@@ -42,7 +45,8 @@ select
     end as span_kind,
     case
         when capture is not null then 'capture'
-        when operation is not null and has_genai_messages and (oi_kind is null or oi_kind = 'LLM') then 'genai'
+        when operation is not null and genai_messages is not null and (oi_kind is null or oi_kind = 'LLM')
+            and not openinference_has_more then 'genai'
         when oi_kind is not null then 'openinference'
         when operation is not null then 'genai_events'
     end as convention,

@@ -24,7 +24,7 @@ mapped as (
             else coalesce(role, 'user')
         end as role,
         coalesce(text, '') as text,
-        tool_calls, tool_call_id
+        tool_calls, tool_call_id, finish_reason
     from said
 ),
 

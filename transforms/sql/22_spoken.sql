@@ -8,7 +8,8 @@ answers as (
     select
         trace_id, span_id, choice,
         string_agg(text, '' order by n, part) as text,
-        flatten(list(tool_calls order by n, part)) as tool_calls
+        flatten(list(tool_calls order by n, part)) as tool_calls,
+        max(finish_reason) as finish_reason
     from messages
     where side = 'output'
     group by all
@@ -32,6 +33,7 @@ outputs as (
             sha256(to_json(['assistant', text, null, to_json(list_transform(tool_calls, lambda c: [c.id, c.name, c.arguments]))::varchar]))
             order by choice
         ) as response_hashes,
+        case when bool_or(finish_reason is not null) then list(finish_reason order by choice) end as finish_reasons,
         bool_and(text = '' and len(tool_calls) = 0) as empty_response,
         flatten(list(list_transform(tool_calls, lambda c: {id: c.id, choice: choice}) order by choice)) as asked
     from answers
@@ -64,6 +66,7 @@ select
     coalesce(prompt_hashes, []) as prompt_hashes,
     coalesce(talk_hashes, []) as talk_hashes,
     coalesce(response_hashes, []) as response_hashes,
+    finish_reasons,
     coalesce(has_user, false) as has_user,
     first_user,
     coalesce(empty_input, false) as empty_input,

@@ -13,10 +13,11 @@ scalars as (
         spans.service_name, spans.service_instance_id,
         coalesce(
             spans.response_id,
-            case when kinds.convention = 'openinference' and json_valid(spans.attributes_str['output.value']) then coalesce(
+            case when spans.oi_kind is not null and json_valid(spans.attributes_str['output.value']) then coalesce(
                 spans.attributes_str['output.value'] ->> '$.id',
                 spans.attributes_str['output.value'] ->> '$.llm_output.id',
-                spans.attributes_str['output.value'] ->> '$.generations[0][0].message.kwargs.response_metadata.id'
+                spans.attributes_str['output.value'] ->> '$.generations[0][0].message.kwargs.response_metadata.id',
+                spans.attributes_str['output.value'] ->> '$[0].output[0].provider_data.response_id'
             ) end
         ) as response_id,
         case when json_valid(spans.attributes_str['llm.invocation_parameters'])
@@ -47,6 +48,7 @@ scalars as (
         spans.prompt_token_ids, spans.choices as token_choices,
         spans.span_seq, spans.start_unix_nano, spans.end_unix_nano, spans.seq, spans.collector_id, spans.received_unix_nano,
         spans.status_code = 2 or spans.attributes_str['error.type'] is not null as error,
+        coalesce(spans.attributes_str['openai.api.type'] = 'responses', false) as responses_api,
         spans.dropped_attributes_count > 0 as dropped_attributes,
         spans.conflicting_copies,
         spans.capture,
@@ -57,13 +59,15 @@ scalars as (
 )
 
 select
-    scalars.* exclude (request, invocation, tool_definitions, tool_schemas, finish_reasons),
+    scalars.* exclude (request, invocation, tool_definitions, tool_schemas, finish_reasons, responses_api),
     list_transform(
-        finish_reasons,
+        coalesce(scalars.finish_reasons, spoken.finish_reasons),
         lambda f: case
             when f in ('tool_call', 'tool_calls', 'tool-calls', 'function_calls', 'function_call') then 'tool_calls'
             when lower(f) in ('length', 'max_tokens', 'max_output_tokens') then 'length'
             when f in ('', 'unknown') then null
+            -- The Responses API names no reason; LangChain's instrumentation then writes one on calls that went well.
+            when f = 'error' and responses_api and not scalars.error then null
             else lower(f)
         end
     ) as finish_reasons,

@@ -1,7 +1,8 @@
 -- OpenTelemetry GenAI, 1.37 and later: messages are JSON (gen_ai.input.messages, …), on the span or in an event record.
 -- grain: one row per (trace_id, span_id, side, n, part): the same columns in every file of this folder
 -- kind: bucket
--- One message may hold several tool results: each becomes a message of its own (part).
+-- One message may hold several tool results: each becomes a message of its own (part). Answers of the Responses API come
+-- as several messages (reasoning, text) of one choice.
 with
 
 details as (
@@ -18,6 +19,7 @@ details as (
 documents as (
     select
         spans.trace_id, spans.span_id,
+        coalesce(spans.attributes_str['openai.api.type'] = 'responses', false) as one_choice,
         coalesce(spans.attributes_str['gen_ai.system_instructions'], spans.attributes_json['gen_ai.system_instructions'], details.system) as system,
         coalesce(spans.attributes_str['gen_ai.input.messages'], spans.attributes_json['gen_ai.input.messages'], details.input) as input,
         coalesce(spans.attributes_str['gen_ai.output.messages'], spans.attributes_json['gen_ai.output.messages'], details.output) as output
@@ -28,19 +30,22 @@ documents as (
 ),
 
 messages as (
-    select trace_id, span_id, 'input' as side, -1 as n, 'system' as role,
+    select trace_id, span_id, 'input' as side, -1 as n, null::int as choice, 'system' as role, null::varchar as finish_reason,
         case when json_valid(system) and json_type(system) = 'ARRAY' then system
             else to_json([{type: 'text', content: system}])::varchar end as parts
     from documents
     where system is not null
     union all
-    select trace_id, span_id, side, (n - 1)::int, message ->> '$.role', message ->> '$.parts'
+    select
+        trace_id, span_id, side, (n - 1)::int,
+        case when side = 'input' then null when one_choice then 0 else n - 1 end::int,
+        message ->> '$.role', message ->> '$.finish_reason', message ->> '$.parts'
     from (
-        select trace_id, span_id, 'input' as side, unnest(input::json[]) as message,
+        select trace_id, span_id, one_choice, 'input' as side, unnest(input::json[]) as message,
             generate_subscripts(input::json[], 1) as n
         from documents where json_valid(input) and json_type(input) = 'ARRAY'
         union all
-        select trace_id, span_id, 'output' as side, unnest(output::json[]) as message,
+        select trace_id, span_id, one_choice, 'output' as side, unnest(output::json[]) as message,
             generate_subscripts(output::json[], 1) as n
         from documents where json_valid(output) and json_type(output) = 'ARRAY'
     )
@@ -75,8 +80,9 @@ spoken as (
 
 select
     messages.trace_id, messages.span_id, messages.side, messages.n, 0 as part,
-    case when messages.side = 'output' then messages.n end::int as choice,
-    messages.role, spoken.text, coalesce(spoken.tool_calls, []) as tool_calls, null as tool_call_id
+    messages.choice,
+    messages.role, spoken.text, coalesce(spoken.tool_calls, []) as tool_calls, null as tool_call_id,
+    messages.finish_reason
 from messages
 left join spoken using (trace_id, span_id, side, n)
 where coalesce(spoken.results, 0) = 0
@@ -90,6 +96,7 @@ select
         when 'VARCHAR' then coalesce(part ->> '$.response', part ->> '$.result')
         else coalesce(json_extract(part, '$.response'), json_extract(part, '$.result'))::varchar
     end as text,
-    [] as tool_calls, id as tool_call_id
+    [] as tool_calls, id as tool_call_id,
+    null::varchar as finish_reason
 from parts
 where type = 'tool_call_response'

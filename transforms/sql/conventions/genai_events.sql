@@ -59,6 +59,7 @@ select
         when 'ARRAY' then list_aggregate(list_transform((message -> '$.content')::json[], lambda x: coalesce(x ->> '$.text', '')), 'string_agg', '')
     end as text,
     coalesce(calls.tool_calls, []) as tool_calls,
-    message ->> '$.id' as tool_call_id
+    message ->> '$.id' as tool_call_id,
+    body ->> '$.finish_reason' as finish_reason
 from messages
 left join calls using (trace_id, span_id, side, n)

@@ -2,7 +2,9 @@
 -- grain: one row per (trace_id, span_id, side, n, part): the same columns in every file of this folder
 -- kind: bucket
 -- side: input or output; n orders the messages of a side; choice is the answer's index on the output side.
--- The Responses API gives each output item a message of its own: they are parts of one choice.
+-- The Responses API gives each output item a message of its own: they are parts of one choice. The legacy completions
+-- API answers in llm.choices.N; its prompt is no conversation and is not read as one. A chat that the Agents SDK streams
+-- leaves its answer in output.value alone, as a list of one Responses object.
 with
 
 entries as (
@@ -79,6 +81,28 @@ joined as (
     left join calls using (trace_id, span_id, side, n)
 ),
 
+completions as (
+    select
+        trace_id, span_id, 'output' as side, regexp_extract(entry.key, '^llm\.choices\.(\d+)\.', 1)::int as n,
+        'assistant' as role, entry.value as text
+    from entries
+    where regexp_matches(entry.key, '^llm\.choices\.\d+\.completion\.text$')
+),
+
+streamed as (
+    select trace_id, span_id, unnest(items) as item, generate_subscripts(items, 1) - 1 as n
+    from (
+        select
+            spans.trace_id, spans.span_id,
+            case when value like '[%' and json_valid(value) and value ->> '$[0].object' = 'response'
+                then (value -> '$[0].output')::json[] end as items
+        from (select trace_id, span_id, attributes_str['output.value'] as value from spans_unique) as spans
+        join span_kinds as kinds using (trace_id, span_id)
+        where kinds.span_kind = 'llm' and kinds.convention = 'openinference'
+    )
+    anti join (select trace_id, span_id from messages where side = 'output') using (trace_id, span_id)
+),
+
 responses as (
     select trace_id, span_id
     from spans_unique
@@ -89,6 +113,25 @@ responses as (
 select
     joined.trace_id, joined.span_id, joined.side, joined.n, 0 as part,
     case when side = 'input' then null when responses.span_id is null then joined.n else 0 end::int as choice,
-    role, text, tool_calls, tool_call_id
+    role, text, tool_calls, tool_call_id, null::varchar as finish_reason
 from joined
 left join responses using (trace_id, span_id)
+
+union all by name
+
+select
+    trace_id, span_id, side, n, 0 as part, n as choice, role, text, [] as tool_calls, null as tool_call_id,
+    null::varchar as finish_reason
+from completions
+
+union all by name
+
+select
+    trace_id, span_id, 'output' as side, n::int as n, 0 as part, 0 as choice, 'assistant' as role,
+    list_aggregate(list_transform((item -> '$.content')::json[], lambda c: coalesce(c ->> '$.text', '')), 'string_agg', '') as text,
+    case when item ->> '$.type' = 'function_call'
+        then [{id: item ->> '$.call_id', name: item ->> '$.name', arguments: coalesce(item ->> '$.arguments', '{}')}]
+        else [] end as tool_calls,
+    null as tool_call_id, null::varchar as finish_reason
+from streamed
+where item ->> '$.type' in ('message', 'function_call')

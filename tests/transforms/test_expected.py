@@ -1,0 +1,272 @@
+"""What real frameworks sent against what the model server saw: fixtures/expected.yml says which request became what.
+
+Every capture under fixtures/otlp is posted as it was recorded to one real collector and transformed once. Then each
+line of a capture's server_requests.jsonl must have become exactly what expected.yml says, and no call may be left over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from running import Starter
+
+from otel_lightning.transforms.config import TransformConfig
+from otel_lightning.transforms.run import run_transform
+from otel_lightning.transforms.tables import open_tables
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+CAPTURES = sorted(
+    str(path.parent.relative_to(FIXTURES / "otlp"))
+    for path in (FIXTURES / "otlp").glob("*/*/server_requests.jsonl")
+    if not path.parent.name.startswith("openllmetry")
+)
+EXPECTED: dict[str, dict[int, Any]] = yaml.safe_load((FIXTURES / "expected.yml").read_text()) or {}
+KINDS = ("call", "not_kept", "failed_call", "attempt_of", "not_emitted", "not_a_call")
+FIELDS = ("prompt", "response", "response_id", "finish_reason", "usage")
+# A judge's own call, and one that continues a response of which only the server knows the earlier messages.
+RIGHTLY_UNTRAINABLE = ("judge", "partial_prompt")
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One request and its answer in canonical form, from the server's record or from a row of `calls`."""
+
+    prompt: list[Any]
+    response: tuple[str, list[Any]] | None
+    response_id: str | None
+    finish_reason: str | None
+    usage: tuple[int | None, int | None]
+    choices: int = 1
+    failed: bool = False
+    untrainable: str | None = None
+
+
+def text_of(content: Any) -> str:
+    """The text of a message's content, of its text parts when it has several."""
+    if isinstance(content, list):
+        return "".join(part.get("text") or "" for part in content)
+    return content or ""
+
+
+def tool_calls_of(message: dict[str, Any]) -> list[Any]:
+    """Id, name and parsed arguments of each tool call."""
+    calls = []
+    for call in message.get("tool_calls") or []:
+        arguments = call["function"].get("arguments") or "{}"
+        # A model may write what is no JSON; then the text itself is compared.
+        with contextlib.suppress(json.JSONDecodeError):
+            arguments = json.loads(arguments)
+        calls.append((call.get("id"), call["function"]["name"], arguments))
+    return calls
+
+
+def canonical(message: dict[str, Any]) -> tuple[Any, ...]:
+    """Role, text, tool calls and the tool call that is answered: what identifies a message."""
+    role = {"developer": "system", "function": "tool"}.get(message["role"], message["role"])
+    return role, text_of(message.get("content")), tool_calls_of(message), message.get("tool_call_id")
+
+
+def item_as_message(item: dict[str, Any]) -> dict[str, Any]:
+    """An item of the Responses API as a chat message."""
+    if item.get("type") == "function_call":
+        function = {"name": item["name"], "arguments": item["arguments"]}
+        return {"role": "assistant", "tool_calls": [{"id": item["call_id"], "function": function}]}
+    if item.get("type") == "function_call_output":
+        return {"role": "tool", "tool_call_id": item["call_id"], "content": item["output"]}
+    return item
+
+
+def from_server(record: dict[str, Any]) -> Exchange:
+    """What the model server was asked and what it answered."""
+    request, reply = record["request"], record.get("reply")
+    if "messages" in request:
+        messages = request["messages"]
+    else:
+        asked = request.get("input", request.get("prompt"))
+        # Text, or the token ids that the completions API takes too, is what one user says.
+        items = asked if isinstance(asked, list) and isinstance(asked[0], dict) else [{"content": str(asked)}]
+        messages = [item_as_message({"role": "user", **item}) for item in items]
+        if request.get("instructions"):
+            messages = [{"role": "system", "content": request["instructions"]}, *messages]
+    response = usage = None
+    if reply and "output" in reply:
+        answers = [item_as_message(item) for item in reply["output"] if item["type"] != "reasoning"]
+        response = "".join(text_of(a.get("content")) for a in answers), [c for a in answers for c in tool_calls_of(a)]
+        usage = reply["usage"]["input_tokens"], reply["usage"]["output_tokens"]
+    elif reply:
+        response = reply.get("content") or reply.get("text") or "", tool_calls_of(reply)
+        usage = reply.get("usage") and (reply["usage"]["prompt_tokens"], reply["usage"]["completion_tokens"])
+    return Exchange(
+        prompt=[canonical(message) for message in messages],
+        response=response,
+        response_id=record.get("response_id"),
+        finish_reason=(reply or {}).get("finish_reason"),
+        usage=usage or (None, None),
+        choices=(reply or {}).get("n", 1),
+        failed=record["status"] != 200,
+    )
+
+
+def from_call(row: dict[str, Any]) -> Exchange:
+    """What the lake knows of the same."""
+    answers = json.loads(row["response_messages"])
+    first = canonical(answers[0]) if answers else None
+    reasons = row["finish_reasons"]
+    return Exchange(
+        prompt=[canonical(message) for message in json.loads(row["prompt_messages"])],
+        response=(first[1], first[2]) if first else None,
+        response_id=row["response_id"],
+        finish_reason=reasons[0] if reasons else None,
+        usage=(row["prompt_tokens"], row["completion_tokens"]),
+        choices=len(row["choices"]),
+        failed=row["error"],
+        untrainable=row["untrainable_reason"],
+    )
+
+
+def pair_up(lines: dict[int, Exchange], calls: list[Exchange]) -> tuple[dict[int, Exchange], list[Exchange]]:
+    """Which call is which line: by response id, then by content, then by what is left in order; and the calls left over.
+
+    Calls come in the order of their start, which is the order in which the server saw them unless they overlap.
+    """
+    free = list(calls)
+    found: dict[int, Exchange] = {}
+    same = (
+        lambda line, call: call.response_id is not None and line.response_id == call.response_id,
+        lambda line, call: call.response_id is None and (line.prompt, line.response) == (call.prompt, call.response),
+        lambda line, call: call.response_id is None and line.prompt == call.prompt,
+        lambda line, call: call.response_id is None and line.response == call.response,
+        lambda line, call: call.response_id is None,
+    )
+    for test in same:
+        for number, line in lines.items():
+            call = next((call for call in free if number not in found and test(line, call)), None)
+            if call is not None:
+                found[number] = call
+                free = [other for other in free if other is not call]
+    return found, free
+
+
+def differing(line: Exchange, call: Exchange, *, failed: bool = False) -> list[str]:
+    """The fields in which a call is not what the server says; what the server does not say is not compared."""
+    unequal = []
+    if line.prompt != call.prompt:
+        unequal.append("prompt")
+    if failed:
+        return unequal
+    if (line.response, line.choices) != (call.response, call.choices):
+        unequal.append("response")
+    if line.response_id != call.response_id:
+        unequal.append("response_id")
+    if line.finish_reason is not None and line.finish_reason != call.finish_reason:
+        unequal.append("finish_reason")
+    if line.usage[0] is not None and line.usage != call.usage:
+        unequal.append("usage")
+    return unequal
+
+
+def server_lines(capture: str) -> dict[int, dict[str, Any]]:
+    """The server's records by their line, from 1."""
+    text = (FIXTURES / "otlp" / capture / "server_requests.jsonl").read_text()
+    return {number: json.loads(line) for number, line in enumerate(text.splitlines(), 1)}
+
+
+def traces_of(capture: str) -> set[str]:
+    """The trace ids that a capture sent."""
+    found = set()
+    for path in (FIXTURES / "otlp" / capture).glob("*-traces.pb"):
+        body = ExportTraceServiceRequest.FromString(path.read_bytes())
+        found |= {s.trace_id.hex() for r in body.resource_spans for scope in r.scope_spans for s in scope.spans}
+    return found
+
+
+Found = dict[str, list[Exchange]]
+
+
+@pytest.fixture(scope="module")
+def found(start_for_module: Starter, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
+    """The calls of every capture, by start, after a real collector and a real transform."""
+    lake = tmp_path_factory.mktemp("captures") / "lake"
+    collector = start_for_module(
+        "lightning-collect", "--lake", str(lake), "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"
+    )
+    for capture in CAPTURES:
+        for path in sorted((FIXTURES / "otlp" / capture).glob("*.pb")):
+            signal_name = path.stem.split("-")[1]
+            assert collector.post(f"/v1/{signal_name}", path.read_bytes(), "application/x-protobuf") == b"", path
+    collector.post("/flush")
+    config = TransformConfig.model_validate({"rewards": {"train": {"resolved": 1.0}}})
+    run_transform(lake, config, now_unix_nano=time.time_ns())
+    with open_tables(lake, threads=1) as tables:
+        cursor = tables.execute("select * from calls order by start_unix_nano, span_id")
+        names = [column[0] for column in cursor.description]
+        rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    owners = {trace: capture for capture in CAPTURES for trace in traces_of(capture)}
+    by_capture: Found = {capture: [] for capture in CAPTURES}
+    for row in rows:
+        by_capture[owners[row["trace_id"]]].append(from_call(row))
+    yield by_capture
+
+
+def kind_of(line: Any) -> str:
+    """The one word that says what became of a request."""
+    if line == "call":
+        return "call"
+    named = [kind for kind in KINDS if kind in line]
+    # A failed call may have lost its prompt too.
+    return "failed_call" if "failed_call" in named else named[0]
+
+
+def reason_of(line: dict[str, Any]) -> str:
+    """The sentence beside an exception."""
+    said = line.get("because") or next((line[kind] for kind in KINDS if isinstance(line.get(kind), str)), "")
+    return said.strip()
+
+
+def test_every_line_is_spoken_for() -> None:
+    """Each capture and each of its lines has an entry, and each exception its sentence."""
+    assert set(EXPECTED) == set(CAPTURES)
+    for capture in CAPTURES:
+        assert list(EXPECTED[capture]) == list(server_lines(capture)), capture
+        for number, line in EXPECTED[capture].items():
+            if line == "call":
+                continue
+            assert len(reason_of(line).split()) >= 4 and reason_of(line).endswith("."), f"{capture} {number}: no reason"
+            assert set(line) <= {*KINDS, "because"}, f"{capture} {number}: {line}"
+            assert set(line.get("not_kept", ())) <= set(FIELDS), f"{capture} {number}: {line}"
+            if "attempt_of" in line:
+                last = EXPECTED[capture][line["attempt_of"]]
+                assert line["attempt_of"] > number and kind_of(last) in ("call", "not_kept", "failed_call")
+
+
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_each_request_became_what_expected_says(capture: str, found: Found) -> None:
+    """No call more, no call less; each field equals the server's, or is excused and missing; whole calls can be trained."""
+    expected = EXPECTED[capture]
+    lines = {number: from_server(record) for number, record in server_lines(capture).items()}
+    due = {n: line for n, line in lines.items() if kind_of(expected[n]) in ("call", "not_kept", "failed_call")}
+    assert len(found[capture]) == len(due)
+    pairs, left_over = pair_up(due, found[capture])
+    assert not left_over, f"calls that no line explains: {left_over}"
+    for number, line in due.items():
+        entry, call = expected[number], pairs[number]
+        failed = kind_of(entry) == "failed_call"
+        excused = sorted(entry.get("not_kept", ())) if isinstance(entry, dict) else []
+        unequal = sorted(differing(line, call, failed=failed))
+        assert unequal == excused, f"line {number}: {unequal} differ, expected.yml says {excused}\n{line}\n{call}"
+        assert call.failed == failed, f"line {number}"
+        for field in {"response_id", "finish_reason", "usage"} & set(excused):
+            assert getattr(call, field) in (None, (None, None)), f"line {number}: {field} is wrong, not missing"
+        if failed or {"prompt", "response"} & set(excused):
+            assert call.untrainable is not None, f"line {number}: trainable although its content is not the server's"
+        else:
+            assert call.untrainable in (None, *RIGHTLY_UNTRAINABLE), f"line {number}: {call.untrainable}"
