@@ -63,7 +63,7 @@ class Size:
 
 SIZES = {
     "full": Size(8000, 800, 1024, 60, 20, 32, 192, 512),
-    "small": Size(2500, 450, 96, 10, 2, 8, 24, 64),
+    "small": Size(2500, 320, 96, 10, 2, 8, 24, 64),
 }
 
 
@@ -170,7 +170,8 @@ def _base(demo: Demo) -> None:
                 "output": base / "train",
                 "seed": demo.seed,
             },
-            threads=2,
+            # Steps of eight short sequences are too small to share out.
+            threads=1,
         )
         policies = Policies(demo.lake / "policies")
         source = base / "train" / "model"
