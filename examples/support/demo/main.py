@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 sys.path.insert(0, str(HERE.parent))
 
-from world import CAUSE_SHARES, OUTDATED, RIGHT, SLIP_SHARE, tickets
+from world import NOISE, RIGHT, tickets
 
 from demo import report as reporting
 from demo.processes import Service, free_port, run_step
@@ -289,20 +289,7 @@ def _finish(demo: Demo) -> dict[str, Any]:
             "budget_seconds": BUDGET_SECONDS,
             "ceiling": sum(_scripted(t["ticket"], None) for t in test) / len(test),
             "floor": sum(_scripted(t["ticket"], rng) for t in test) / len(test),
-            "noise": {
-                "outdated": [
-                    {
-                        "issue": issue,
-                        "fact": fact,
-                        "old_action": o.old_action,
-                        "right_share": o.right_share,
-                        "cause": o.cause,
-                    }
-                    for (issue, fact), o in OUTDATED.items()
-                ],
-                "cause_shares": CAUSE_SHARES,
-                "slip_share": SLIP_SHARE,
-            },
+            "noise": NOISE,
         },
     )
     write_json(demo.folder / "report.json", report)
