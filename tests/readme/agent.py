@@ -12,7 +12,7 @@ for opening in openings:
     messages = [{"role": "user", "content": opening}]
     for follow_up in ("and then?", "thank you", None):
         answer = client.chat.completions.create(
-            model=os.environ.get("MODEL", "gpt-4o-mini"), messages=messages, temperature=1.0, max_tokens=12
+            model=os.environ.get("MODEL", "gpt-4o-mini"), messages=messages, temperature=1.0
         )
         said = answer.choices[0].message.content or ""
         messages.append({"role": "assistant", "content": said})
