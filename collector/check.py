@@ -17,7 +17,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from otel_lightning.app.errors import SenderError
-from otel_lightning.collector import otlp_json
+from otel_lightning.collector import native, otlp_json
 
 REQUESTS = {
     "spans": ExportTraceServiceRequest,
@@ -40,6 +40,10 @@ class Accepted:
 
 def check_protobuf(signal: str, body: bytes) -> Accepted:
     """Check an OTLP protobuf request; SenderError when it does not parse."""
+    if signal == "spans":
+        rows = native.span_count(body)
+        if rows is not None:
+            return Accepted(signal, body, rows)
     try:
         request = REQUESTS[signal].FromString(body)
     except DecodeError:

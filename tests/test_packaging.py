@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from pathlib import Path
@@ -40,20 +41,27 @@ def sources(part: str) -> list[Path]:
     )
 
 
-def test_the_wheel_holds_every_file_of_the_folders_and_no_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compiler", [None, "false"], ids=["as it is", "without a compiler"])
+def test_the_wheel_holds_every_file_of_the_folders_and_no_other(tmp_path: Path, compiler: str | None) -> None:
     copy = tmp_path / "copy"  # built from a copy: setuptools would leave a build folder behind, and use a stale one
     copy.mkdir()
     for name in (*PARTS, "pyproject.toml", "README.md", "LICENSE"):
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
         else:
             shutil.copy(source, copy / name)
     code = "import setuptools.build_meta as b, sys; print(b.build_wheel(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=copy, check=True, capture_output=True)
+    environment = os.environ | ({"CC": compiler} if compiler else {})
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=copy, env=environment, check=True, capture_output=True
+    )
     (wheel,) = tmp_path.glob("*.whl")
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("otel_lightning/")}
     expected = {f"otel_lightning/{path.relative_to(ROOT).as_posix()}" for part in PARTS for path in sources(part)}
+    if compiler is None and shutil.which("cc"):
+        # The native decoder is an extra: it is built where it can be, and its absence stops no install.
+        expected.add(f"otel_lightning/collector/wire{sysconfig.get_config_var('EXT_SUFFIX')}")
     assert packed == expected
 
 
