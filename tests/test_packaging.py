@@ -37,7 +37,7 @@ def sources(part: str) -> list[Path]:
     return sorted(
         path
         for path in (ROOT / part).rglob("*")
-        if path.suffix in (".py", ".sql", ".yml", ".typed") and "__pycache__" not in path.parts
+        if path.suffix in (".py", ".c", ".sql", ".yml", ".typed") and "__pycache__" not in path.parts
     )
 
 
