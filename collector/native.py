@@ -1,8 +1,8 @@
 """The native decoder (`wire.c`), where a compiler was at hand when this was installed.
 
-Both functions answer only for plain requests and return None for the rest, or when there is no library: the
-Python path then decides, and gives the same answer where both do. LIGHTNING_COLLECT_DECODER=python turns the
-library off.
+`span_count` and `spans_table` answer only for plain requests and return None for the rest, or when there is no
+library: the Python path then decides, and gives the same answer where both do. LIGHTNING_COLLECT_DECODER=python
+turns the library off.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import google_crc32c
 import orjson
 
 from otel_lightning.collector.schema import (
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from otel_lightning.collector.wal import Frame
 
+Bytes = bytes | bytearray | memoryview
 ABI = 1  # wire.c's WIRE_ABI: a library built from an older file is not used
 VARIABLE = "LIGHTNING_COLLECT_DECODER"
 LIBRARY = Path(__file__).with_name("wire" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so"))
@@ -86,6 +88,8 @@ def _load(path: Path = LIBRARY) -> Any:
         return None
     library.wire_check.argtypes = (ctypes.c_void_p, ctypes.c_int64)
     library.wire_check.restype = ctypes.c_int64
+    library.wire_crc32c.argtypes = (ctypes.c_uint32, ctypes.c_void_p, ctypes.c_int64)
+    library.wire_crc32c.restype = ctypes.c_int64
     library.wire_decode.argtypes = (
         ctypes.POINTER(_Frame),
         ctypes.c_int64,
@@ -110,7 +114,16 @@ def available() -> bool:
     return _library is not None
 
 
-def span_count(body: bytes | bytearray | memoryview) -> int | None:
+def crc32c(data: Bytes, before: int = 0) -> int:
+    """CRC32C of `data`, going on from the checksum of what lies `before` it."""
+    if _library is not None:
+        found = _library.wire_crc32c(before, _address(data), len(data))
+        if found >= 0:
+            return found
+    return google_crc32c.extend(before, bytes(data))
+
+
+def span_count(body: Bytes) -> int | None:
     """How many spans a trace request holds, every one of them valid; None when the Python path must look."""
     if _library is None:
         return None
@@ -128,10 +141,17 @@ def spans_table(frames: Sequence[Frame], collector_id: str) -> pa.Table | None:
     return None if decoded is None else _Table(pa, decoded).table(collector_id)
 
 
-def _address(body: bytes | bytearray | memoryview) -> Any:
+def _address(body: Bytes) -> int | bytes | None:
+    """What ctypes takes as the address of `body`, which the caller keeps alive."""
     if isinstance(body, bytes):
-        return body  # ctypes passes its address, and it stays alive for the call
-    return ctypes.addressof(ctypes.c_char.from_buffer(body)) if len(body) else None
+        return body
+    if not len(body):
+        return None
+    if isinstance(body, memoryview) and body.readonly:
+        import pyarrow as pa
+
+        return pa.py_buffer(body).address  # ctypes itself looks into writable memory only
+    return ctypes.addressof(ctypes.c_char.from_buffer(body))
 
 
 class _Decoded:

@@ -22,8 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import google_crc32c
-
+from otel_lightning.collector.native import Bytes, crc32c
 from otel_lightning.collector.quarantine import set_aside
 from otel_lightning.store.fs import Disk
 from otel_lightning.store.lake import Lake
@@ -37,13 +36,16 @@ SIGNAL_NAMES = {code: name for name, code in SIGNAL_CODES.items()}
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One acknowledged request: `body` is its OTLP protobuf, its rows are numbered from `first_seq`."""
+    """One acknowledged request: `body` is its OTLP protobuf, its rows are numbered from `first_seq`.
+
+    Read from a segment, the body is a view of the segment's bytes: nothing is copied on the way to columns.
+    """
 
     signal: str
     received_unix_nano: int
     first_seq: int
     rows: int
-    body: bytes
+    body: Bytes
 
     @property
     def last_seq(self) -> int:
@@ -59,14 +61,14 @@ class Damage:
     end: int
 
 
-def encode_frames(frames: list[Frame], marker: bytes) -> bytes:
-    """The bytes of `frames` as they stand in a segment."""
-    pieces: list[bytes] = []
+def encode_frames(frames: list[Frame], marker: bytes) -> list[Bytes]:
+    """The bytes of `frames` as they stand in a segment, in pieces."""
+    pieces: list[Bytes] = []
     for frame in frames:
         header = HEADER.pack(SIGNAL_CODES[frame.signal], frame.received_unix_nano, frame.first_seq, frame.rows)
-        crc = google_crc32c.extend(google_crc32c.value(header), frame.body)
+        crc = crc32c(frame.body, crc32c(header))
         pieces += (FRAME.pack(marker, len(header) + len(frame.body), crc), header, frame.body)
-    return b"".join(pieces)
+    return pieces
 
 
 def decode_frames(data: bytes, marker: bytes) -> tuple[list[Frame], list[Damage]]:
@@ -99,8 +101,8 @@ def _frame_at(data: bytes, offset: int, marker: bytes) -> tuple[Frame, int] | No
     end = start + length
     if found != marker or length < HEADER.size or end > len(data):
         return None
-    payload = data[start:end]
-    if google_crc32c.value(payload) != crc:
+    payload = memoryview(data)[start:end]
+    if crc32c(payload) != crc:
         return None
     code, received, first_seq, rows = HEADER.unpack_from(payload)
     if code not in SIGNAL_NAMES:
@@ -142,12 +144,12 @@ class Wal:
         was durable before, and the next append begins a new file. After a failed fsync the kernel may call
         lost pages clean, so a second try on the same file proves nothing.
         """
-        data = encode_frames(frames, self.marker)
+        pieces = encode_frames(frames, self.marker)
         path = self.path(self._segment)
         # Numbers of frames that fail are used up too: a tail that could not be cut may reappear after a crash.
         self.next_seq = max(self.next_seq, frames[-1].last_seq + 1)
         try:
-            self.disk.append(path, data)
+            self.disk.append(path, *pieces)
             self.disk.sync(path)
             if self._length == 0:
                 self.disk.sync_folder(self.lake.wal)
@@ -156,7 +158,7 @@ class Wal:
             raise
         if self._length == 0:
             self.began_unix_nano = frames[0].received_unix_nano
-        self._length += len(data)
+        self._length += sum(map(len, pieces))
 
     def seal(self) -> list[int]:
         """End the segment being written; the numbers of all segments ended since the last call."""

@@ -12,6 +12,8 @@ from typing import Protocol
 
 from otel_lightning.store.files import sync_folder
 
+PIECES_AT_ONCE = 1024  # what Linux takes in one call (IOV_MAX)
+
 
 class Disk(Protocol):
     """The file operations that durability is built from. Paths are absolute or relative to one root.
@@ -31,8 +33,8 @@ class Disk(Protocol):
         """The whole file."""
         ...
 
-    def append(self, path: Path, data: bytes) -> None:
-        """Add `data` at the end of `path`, creating it if need be; not durable before `sync`."""
+    def append(self, path: Path, *pieces: bytes | bytearray | memoryview) -> None:
+        """Add `pieces` at the end of `path`, creating it if need be; not durable before `sync`."""
         ...
 
     def truncate(self, path: Path, length: int) -> None:
@@ -81,11 +83,18 @@ class RealDisk:
     def read(self, path: Path) -> bytes:
         return path.read_bytes()
 
-    def append(self, path: Path, data: bytes) -> None:
+    def append(self, path: Path, *pieces: bytes | bytearray | memoryview) -> None:
         handle = self._handle(path)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(handle, view) :]
+        left = [memoryview(piece) for piece in pieces if piece]
+        while left:
+            written = os.writev(handle, left[:PIECES_AT_ONCE])
+            done = 0
+            while done < len(left) and written >= len(left[done]):
+                written -= len(left[done])
+                done += 1
+            del left[:done]
+            if written:  # a piece was cut short, as on a disk that fills up
+                left[0] = left[0][written:]
 
     def truncate(self, path: Path, length: int) -> None:
         os.ftruncate(self._handle(path), length)

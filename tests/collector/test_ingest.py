@@ -33,9 +33,9 @@ class FailingDisk(RealDisk):
         if number and part in str(path):
             raise OSError(number, "simulated")
 
-    def append(self, path: Path, data: bytes) -> None:
+    def append(self, path: Path, *pieces: bytes | bytearray | memoryview) -> None:
         self._check("append", path)
-        super().append(path, data)
+        super().append(path, *pieces)
 
     def sync(self, path: Path) -> None:
         self._check("sync", path)

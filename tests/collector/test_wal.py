@@ -10,9 +10,16 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from otel_lightning.collector.parquet import ParquetConverter
 from otel_lightning.collector.recovery import convert_segment, recover
-from otel_lightning.collector.wal import FRAME, Frame, decode_frames, encode_frames
+from otel_lightning.collector import wal as wal_module
+from otel_lightning.collector.wal import FRAME, Frame, decode_frames
 from otel_lightning.store.fs import RealDisk
 from otel_lightning.store.lake import Lake
+
+
+
+def encode_frames(frames: list[Frame], marker: bytes) -> bytes:
+    return b"".join(wal_module.encode_frames(frames, marker))
+
 
 MARKER = bytes(range(200, 208))
 FRAMES = [Frame("spans", 7, 1 + 3 * i, 3, f"request {i} ".encode() * (i + 1)) for i in range(6)]

@@ -38,7 +38,7 @@ class CopyingConverter:
         found: dict[str, list[str]] = {}
         for frame in frames:
             found.setdefault(frame.signal, []).extend(
-                f"{frame.first_seq + row} {frame.body.decode()}/{row}" for row in range(frame.rows)
+                f"{frame.first_seq + row} {bytes(frame.body).decode()}/{row}" for row in range(frame.rows)
             )
         head = json.dumps(vars(origin))
         return {signal: Content("\n".join([head, *rows, "end"]).encode(), len(rows)) for signal, rows in found.items()}
