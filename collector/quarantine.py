@@ -14,7 +14,7 @@ from otel_lightning.store.fs import Disk
 from otel_lightning.store.lake import Lake
 
 
-def set_aside(disk: Disk, lake: Lake, name: str, data: bytes, why: str) -> None:
+def set_aside(disk: Disk, lake: Lake, name: str, data: bytes | bytearray | memoryview, why: str) -> None:
     """Keep `data` under `name` with the reason beside it; the same again changes nothing.
 
     The reason goes last: where it is, the pair is complete.

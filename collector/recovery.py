@@ -102,7 +102,7 @@ def convert_segment(
     """
     path = wal.path(segment)
     name = segment_name(wal.collector_id, segment)
-    data = disk.read(path)
+    data = disk.lend(path)
     frames, damages = decode_frames(data, wal.marker)
     for damage in damages:
         why = "no whole frame is here: length or checksum is wrong, as after a crash during a write or a failing disk"

@@ -16,6 +16,7 @@ Non-goal: serving readers. Nothing but recovery and conversion reads these files
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import struct
 from collections.abc import Iterator
@@ -71,17 +72,17 @@ def encode_frames(frames: list[Frame], marker: bytes) -> list[Bytes]:
     return pieces
 
 
-def decode_frames(data: bytes, marker: bytes) -> tuple[list[Frame], list[Damage]]:
+def decode_frames(data: Bytes, marker: bytes) -> tuple[list[Frame], list[Damage]]:
     """The whole frames of a segment in order, and the stretches between them that are none."""
     frames: list[Frame] = []
     damages: list[Damage] = []
     offset = good = 0
+    markers = re.compile(re.escape(marker))  # unlike find, it searches any kind of buffer
     while offset < len(data):
         found = _frame_at(data, offset, marker)
         if found is None:
-            offset = data.find(marker, offset + 1)
-            if offset < 0:
-                offset = len(data)
+            following = markers.search(data, offset + 1)
+            offset = len(data) if following is None else following.start()
             continue
         if good < offset:
             damages.append(Damage(good, offset))
@@ -93,7 +94,7 @@ def decode_frames(data: bytes, marker: bytes) -> tuple[list[Frame], list[Damage]
     return frames, damages
 
 
-def _frame_at(data: bytes, offset: int, marker: bytes) -> tuple[Frame, int] | None:
+def _frame_at(data: Bytes, offset: int, marker: bytes) -> tuple[Frame, int] | None:
     start = offset + FRAME.size
     if start > len(data):
         return None

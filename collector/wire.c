@@ -12,6 +12,7 @@
    Plain C11 without the Python API, called through ctypes, which lets other threads run meanwhile. What comes in
    is hostile: every read is bounds-checked, nothing is quadratic in its input, recursion is bounded. */
 
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,6 +26,7 @@
 #define WIRE_ABI 1
 #define MAX_DEPTH 20
 #define INT32_LIMIT 0x7fffffff
+#define SPARE_BYTES (256 << 20)
 #define SMALL_LIST 8 /* up to so many keys are compared with each other, more go through a hash table */
 
 enum { NONE, TEXT, BOOL, INT, DOUBLE, ARRAY, KVLIST, BYTES, STRINDEX }; /* AnyValue's field numbers */
@@ -980,14 +982,44 @@ static int decode(Decoder *d, const Frame *frames, int64_t count) {
     return 1;
 }
 
+static void free_columns(Column *columns, int64_t count) {
+    for (int64_t i = 0; columns && i < count; i++) {
+        free(columns[i].data.p);
+        free(columns[i].offsets.p);
+        free(columns[i].valid.p);
+    }
+    free(columns);
+}
+
+/* The columns of one decoding serve the next: fresh memory would be zeroed by the kernel, page for page, each time. */
+static _Atomic(Column *) spare;
+static _Atomic(int64_t) spare_count;
+
+static Column *take_columns(int64_t count) {
+    Column *columns = atomic_exchange(&spare, NULL);
+    if (columns && atomic_load(&spare_count) == count) {
+        for (int64_t i = 0; i < count; i++) {
+            columns[i].data.n = columns[i].offsets.n = columns[i].valid.n = 0;
+            columns[i].rows = columns[i].nulls = 0;
+        }
+        return columns;
+    }
+    free_columns(columns, atomic_load(&spare_count));
+    return calloc((size_t)count, sizeof *columns);
+}
+
+static void give_columns(Column *columns, int64_t count) {
+    int64_t room = 0, before = 0;
+    for (int64_t i = 0; columns && i < count; i++) room += columns[i].data.room + columns[i].offsets.room + columns[i].valid.room;
+    /* One table's shape is all there is in a process; a huge one is not kept. */
+    Column *none = NULL;
+    int fits = columns && room <= SPARE_BYTES && (atomic_compare_exchange_strong(&spare_count, &before, count) || before == count);
+    if (!fits || !atomic_compare_exchange_strong(&spare, &none, columns)) free_columns(columns, count);
+}
+
 EXPORT void wire_free(Decoder *d) {
     if (!d) return;
-    for (int64_t i = 0; d->columns && i < d->column_count; i++) {
-        free(d->columns[i].data.p);
-        free(d->columns[i].offsets.p);
-        free(d->columns[i].valid.p);
-    }
-    free(d->columns);
+    give_columns(d->columns, d->column_count);
     free(d->doubles.p);
     free(d);
 }
@@ -999,7 +1031,7 @@ EXPORT Decoder *wire_decode(const Frame *frames, int64_t count, const Moved *mov
     Decoder *d = calloc(1, sizeof *d);
     if (!d) return NULL;
     d->column_count = C_MOVED + moved_count;
-    d->columns = calloc((size_t)d->column_count, sizeof *d->columns);
+    d->columns = take_columns(d->column_count);
     d->moved = moved;
     d->moved_count = moved_count;
     d->moved_row = calloc((size_t)moved_count + 1, sizeof *d->moved_row);

@@ -33,6 +33,10 @@ class Disk(Protocol):
         """The whole file."""
         ...
 
+    def lend(self, path: Path) -> bytes | memoryview:
+        """The whole file, in memory that the next `lend` uses again: for large files read one after another."""
+        ...
+
     def append(self, path: Path, *pieces: bytes | bytearray | memoryview) -> None:
         """Add `pieces` at the end of `path`, creating it if need be; not durable before `sync`."""
         ...
@@ -67,6 +71,7 @@ class RealDisk:
 
     def __init__(self) -> None:
         self._open: tuple[Path, int] | None = None
+        self._lent = bytearray()
 
     def make_folder(self, path: Path) -> None:
         missing = [p for p in (path, *path.parents) if not p.exists()]
@@ -82,6 +87,19 @@ class RealDisk:
 
     def read(self, path: Path) -> bytes:
         return path.read_bytes()
+
+    def lend(self, path: Path) -> memoryview:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > len(self._lent):
+                self._lent = bytearray(size)
+            view, found = memoryview(self._lent)[:size], 0
+            while found < size:
+                got = file.readinto(view[found:])
+                if not got:
+                    break
+                found += got
+            return view[:found]
 
     def append(self, path: Path, *pieces: bytes | bytearray | memoryview) -> None:
         handle = self._handle(path)
