@@ -84,7 +84,7 @@ def spans_in_python(frames: list[Frame], collector_id: str) -> pa.Table:
     """The spans of `frames` by protobuf's own parser."""
     rows: list[_Row] = []
     for frame in frames:
-        request = ExportTraceServiceRequest.FromString(frame.body)
+        request = ExportTraceServiceRequest.FromString(bytes(frame.body))
         seq = frame.first_seq
         for of in request.resource_spans:
             for scope in of.scope_spans:
@@ -194,7 +194,7 @@ def _events(frames: list[Frame], collector_id: str) -> pa.Table:
     rows: list[_Row] = []
     hashes: list[str] = []
     for frame in frames:
-        request = ExportLogsServiceRequest.FromString(frame.body)
+        request = ExportLogsServiceRequest.FromString(bytes(frame.body))
         seq = frame.first_seq
         for of in request.resource_logs:
             for scope in of.scope_logs:
@@ -226,7 +226,7 @@ def _metrics(frames: list[Frame], collector_id: str) -> pa.Table:
     metrics: list[tuple[Any, str]] = []
     hashes: list[str] = []
     for frame in frames:
-        request = ExportMetricsServiceRequest.FromString(frame.body)
+        request = ExportMetricsServiceRequest.FromString(bytes(frame.body))
         seq = frame.first_seq
         for of in request.resource_metrics:
             for scope in of.scope_metrics:

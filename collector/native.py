@@ -164,7 +164,8 @@ class _Decoded:
         _library.wire_free(self._pointer)
 
 
-_KEYS = [(key.encode(), kind) for key, (_, kind) in MOVED.items()]
+# By length, as wire.c looks them up: (key, type, column).
+_KEYS = sorted(((key.encode(), kind, column) for key, (column, kind) in MOVED.items()), key=lambda key: len(key[0]))
 _SPECIAL = PROMPT_TOKEN_IDS.encode(), CHOICE_PREFIX.encode()
 
 
@@ -172,13 +173,14 @@ def _str(data: bytes) -> _Str:
     return _Str(ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p), len(data))
 
 
-_MOVED = (_Moved * len(_KEYS))(*(_Moved(_str(key), kind != STR) for key, kind in _KEYS))
+_MOVED = (_Moved * len(_KEYS))(*(_Moved(_str(key), kind != STR) for key, kind, _ in _KEYS))
 
 
 def _decode(frames: Sequence[Frame]) -> _Decoded | None:
     given = (_Frame * len(frames))()
     for place, frame in zip(given, frames, strict=True):
-        place.body.p = ctypes.cast(_address(frame.body), ctypes.c_void_p)
+        address = _address(frame.body)
+        place.body.p = _str(address).p if isinstance(address, bytes) else address
         place.body.n, place.received, place.seq = len(frame.body), frame.received_unix_nano, frame.first_seq
 
     def run(written: bytes | None) -> _Decoded | None:
@@ -227,7 +229,7 @@ class _Table:
         for (name, type_), (keys, items) in zip(ATTRIBUTE_MAPS, maps, strict=True):
             offsets = pa.Array.from_buffers(pa.int32(), rows + 1, [None, self._buffer(self._next().offsets)])
             columns[name] = pa.MapArray.from_arrays(offsets, keys, items).cast(type_)
-        for column, _ in MOVED.values():
+        for _, _, column in _KEYS:
             columns[column] = self._leaf(SPANS.field(column).type)
         return pa.Table.from_arrays([columns[field.name] for field in SPANS], schema=SPANS)
 

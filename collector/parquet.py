@@ -12,6 +12,8 @@ from otel_lightning.collector.recovery import Content, Origin
 from otel_lightning.collector.wal import Frame
 
 ROW_GROUP_ROWS = 64 * 1024
+# Minimum and maximum help to skip row groups by what is looked for; of long texts nobody looks for them.
+WITHOUT_STATISTICS = ("attributes_", "resource_attributes", "scope_attributes", "events", "links", "body", "point")
 PAGE_BYTES = 4 << 20  # 8% smaller files than with 1 MiB pages, at no cost to queries
 
 
@@ -53,6 +55,15 @@ def parquet_bytes(table: pa.Table, origin: Origin) -> bytes:
         row_group_size=ROW_GROUP_ROWS,
         data_page_size=PAGE_BYTES,
         write_page_checksum=True,
+        write_statistics=_with_statistics(table.schema),  # type: ignore[arg-type]
         store_schema=True,
     )
     return sink.getvalue().to_pybytes()
+
+
+def _with_statistics(schema: pa.Schema) -> list[str]:
+    return [
+        field.name
+        for field in schema
+        if not field.name.startswith(WITHOUT_STATISTICS) and not pa.types.is_nested(field.type)
+    ]

@@ -40,7 +40,7 @@ typedef struct { Buf data, offsets, valid; int64_t rows, nulls; } Column;
 typedef struct { Str body; uint64_t received, seq; } Frame;
 typedef struct { Str text[8]; int has[8]; } Context;
 typedef struct { Str span; const uint8_t *trace_id; uint64_t start, seq, received; int64_t context; } Row;
-typedef struct { Str key; int is_int; } Moved;
+typedef struct { Str key; int is_int; } Moved; /* sorted by the key's length */
 
 /* The order in which the Python side expects the columns; the moved ones follow. */
 enum {
@@ -67,7 +67,7 @@ typedef struct {
     Row *row; int64_t row_room;
     Context *contexts; int64_t context_count, context_room;
     const Moved *moved; int64_t moved_count; Str prompt_key, choice_prefix;
-    uint64_t moved_lengths;
+    int moved_of_length[64]; /* where the keys of a length begin in `moved`, which is sorted by length */
     const Kv **moved_row;
     Buf texts;               /* JSON of contexts, referred to by offset until it stops growing */
     uint64_t seed;
@@ -831,10 +831,10 @@ static int put_choices(Decoder *d, int64_t n) {
 }
 
 static int moved_index(const Decoder *d, const Kv *kv) {
-    if (kv->key.n > 63 || !(d->moved_lengths >> kv->key.n & 1)) return -1;
-    for (int64_t i = 0; i < d->moved_count; i++) {
+    if (kv->key.n > 63 || (kv->kind != TEXT && kv->kind != INT)) return -1;
+    for (int64_t i = d->moved_of_length[kv->key.n]; i < d->moved_count && d->moved[i].key.n == kv->key.n; i++) {
         const Moved *m = &d->moved[i];
-        if (m->key.n == kv->key.n && kv->kind == (m->is_int ? INT : TEXT) && !memcmp(m->key.p, kv->key.p, kv->key.n)) return (int)i;
+        if (m->is_int == (kv->kind == INT) && !memcmp(m->key.p, kv->key.p, kv->key.n)) return (int)i;
     }
     return -1;
 }
@@ -1039,7 +1039,10 @@ EXPORT Decoder *wire_decode(const Frame *frames, int64_t count, const Moved *mov
     d->choice_prefix = choice_prefix;
     d->seed = seed;
     d->written = written;
-    for (int64_t i = 0; i < moved_count; i++) d->moved_lengths |= 1ull << moved[i].key.n;
+    for (int64_t n = 63, i = moved_count; n >= 0; n--) { /* sorted: i goes down to the first key of n bytes or more */
+        while (i > 0 && moved[i - 1].key.n >= (size_t)n) i--;
+        d->moved_of_length[n] = (int)i;
+    }
     int done = d->columns && d->moved_row && choice_prefix.n < 100 && decode(d, frames, count);
     free(d->moved_row);
     free(d->kvs);

@@ -107,7 +107,9 @@ def _mixed(chance: random.Random) -> Iterator[Any]:
             call[f"{stem}.id"], call[f"{stem}.function.name"] = f"call_{number}", "search"
             call[f"{stem}.function.arguments"] = '{"query": "' + _text(chance, 6) + '"}'
             call["llm.invocation_parameters"] = '{"temperature": 0.7, "max_tokens": 512}'
-            call["input.value"] = '{"messages": ' + str(len(history)) + ', "text": "' + " ".join(t for _, t in history)[:1500] + '"}'
+            call["input.value"] = (
+                '{"messages": ' + str(len(history)) + ', "text": "' + " ".join(t for _, t in history)[:1500] + '"}'
+            )
             call["output.value"] = answer
             call["gen_ai.request.temperature"] = 0.7
             for index, name in enumerate(("prompt", "completion", "total")):

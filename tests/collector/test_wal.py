@@ -16,7 +16,6 @@ from otel_lightning.store.fs import RealDisk
 from otel_lightning.store.lake import Lake
 
 
-
 def encode_frames(frames: list[Frame], marker: bytes) -> bytes:
     return b"".join(wal_module.encode_frames(frames, marker))
 
