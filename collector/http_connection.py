@@ -81,7 +81,8 @@ class Limits:
     connections: int
     read_timeout_s: float
     buffered: int = 0  # body bytes that connections hold at this moment
-    scratch: bytearray = field(default_factory=lambda: bytearray(SCRATCH_BYTES), repr=False)
+    # A view, because asyncio's TLS writes to slices of what it is given.
+    scratch: memoryview = field(default_factory=lambda: memoryview(bytearray(SCRATCH_BYTES)), repr=False)
 
 
 @dataclass
@@ -134,7 +135,7 @@ class Connection(asyncio.BufferedProtocol):
         self._limits.buffered -= sum(len(request.body) for request, _, _ in self._waiting)
         self._waiting.clear()
 
-    def get_buffer(self, sizehint: int) -> memoryview | bytearray:
+    def get_buffer(self, sizehint: int) -> memoryview:
         incoming = self._incoming
         if incoming is not None and incoming.direct is not None:
             return incoming.direct[incoming.size :]
@@ -143,7 +144,7 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         incoming = self._incoming
         if incoming is None or incoming.direct is None:
-            self._received(bytes(memoryview(self._limits.scratch)[:nbytes]))
+            self._received(bytes(self._limits.scratch[:nbytes]))
         elif not self._closing:
             self._grown(incoming, nbytes)
             if self._incoming is incoming and incoming.size == incoming.length:

@@ -126,6 +126,7 @@ class Wal:
         self.next_seq = 1
         self.began_unix_nano: int | None = None
         self._segment = max(self.leftover, default=0) + 1
+        self._path = self.path(self._segment)
         self._length = 0
         self._sealed: list[int] = []
 
@@ -146,7 +147,7 @@ class Wal:
         lost pages clean, so a second try on the same file proves nothing.
         """
         pieces = encode_frames(frames, self.marker)
-        path = self.path(self._segment)
+        path = self._path if self._length else self.path(self._segment)
         # Numbers of frames that fail are used up too: a tail that could not be cut may reappear after a crash.
         self.next_seq = max(self.next_seq, frames[-1].last_seq + 1)
         try:
@@ -158,6 +159,7 @@ class Wal:
             self._abandon(path)
             raise
         if self._length == 0:
+            self._path = path
             self.began_unix_nano = frames[0].received_unix_nano
         self._length += sum(map(len, pieces))
 

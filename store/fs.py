@@ -103,7 +103,7 @@ class RealDisk:
 
     def append(self, path: Path, *pieces: bytes | bytearray | memoryview) -> None:
         handle = self._handle(path)
-        left = [memoryview(piece) for piece in pieces if piece]
+        left = list(pieces)
         while left:
             written = os.writev(handle, left[:PIECES_AT_ONCE])
             done = 0
@@ -112,7 +112,7 @@ class RealDisk:
                 done += 1
             del left[:done]
             if written:  # a piece was cut short, as on a disk that fills up
-                left[0] = left[0][written:]
+                left[0] = memoryview(left[0])[written:]
 
     def truncate(self, path: Path, length: int) -> None:
         os.ftruncate(self._handle(path), length)
