@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from otel_lightning.collector import wal as wal_module
 from otel_lightning.collector.parquet import ParquetConverter
 from otel_lightning.collector.recovery import convert_segment, recover
-from otel_lightning.collector import wal as wal_module
 from otel_lightning.collector.wal import FRAME, Frame, decode_frames
 from otel_lightning.store.fs import RealDisk
 from otel_lightning.store.lake import Lake
