@@ -170,9 +170,13 @@ class Connection(asyncio.BufferedProtocol):
         incoming = self._incoming
         if incoming is not None and incoming.request is None and self._header_bytes > MAX_HEADER_BYTES:
             self._refuse(self._application.problem(431, f"headers are larger than {MAX_HEADER_BYTES} bytes", None))
-        elif incoming is not None and incoming.request is not None and incoming.refusal is None:
-            if incoming.size < incoming.length <= DIRECT_BYTES:
-                self._receive_directly(incoming)
+        elif (
+            incoming is not None
+            and incoming.request is not None
+            and incoming.refusal is None
+            and incoming.size < incoming.length <= DIRECT_BYTES
+        ):
+            self._receive_directly(incoming)
 
     def _receive_directly(self, incoming: _Incoming) -> None:
         """What is still to come of a body goes where it will be used."""
