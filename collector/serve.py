@@ -39,6 +39,7 @@ def serve(config: CollectConfig) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     # Rows are built by the hundred thousand and none of them is in a cycle: look for cycles less often.
     gc.set_threshold(*GC_THRESHOLD)
+    gc.freeze()  # and never among what the imports made
     keep_freed_memory()
     os.umask(0o077)  # whatever is created, libraries' files included, is its owner's alone
     token, tls = _token(config), _tls(config)

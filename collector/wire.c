@@ -39,7 +39,7 @@ typedef struct { uint8_t *p; int64_t n, room; } Buf;
 typedef struct { Buf data, offsets, valid; int64_t rows, nulls; } Column;
 typedef struct { Str body; uint64_t received, seq; } Frame;
 typedef struct { Str text[8]; int has[8]; } Context;
-typedef struct { Str span; const uint8_t *trace_id; uint64_t start, seq, received; int64_t context; } Row;
+typedef struct { Str span; uint64_t trace[2], start, seq, received; int64_t context; } Row;
 typedef struct { Str key; int is_int; } Moved; /* sorted by the key's length */
 
 /* The order in which the Python side expects the columns; the moved ones follow. */
@@ -656,15 +656,26 @@ static int read_context(Decoder *d, Context *x, Str resource, Str scope, Str res
     return more == 0;
 }
 
+static uint64_t big_endian(const uint8_t *p) {
+    uint64_t v = 0;
+    for (int i = 0; i < 8; i++) v = v << 8 | p[i];
+    return v;
+}
+
 /* A span's sort key, as far as its first fields say; the full reading happens in order. */
 static int find_span(Str span, Row *row) {
     uint32_t seen = 0;
     FIELDS(span) {
-        if (it.field == 1) { ONCE(2); TRY(it.s.n == 16); row->trace_id = it.s.p; }
+        if (it.field == 1) {
+            ONCE(2);
+            TRY(it.s.n == 16);
+            row->trace[0] = big_endian(it.s.p);
+            row->trace[1] = big_endian(it.s.p + 8);
+        }
         else if (it.field == 7) { ONCE(1); row->start = it.v; }
-        if ((seen & 0x82) == 0x82) return row->trace_id != NULL; /* a second one of either is found in read_span */
+        if ((seen & 0x82) == 0x82) return 1; /* a second one of either is found in read_span */
     }
-    return more == 0 && row->trace_id != NULL;
+    return more == 0 && seen & 2;
 }
 
 static int read_scope_spans(Decoder *d, Str message, Str resource, Str resource_url, uint64_t *seq, uint64_t received) {
@@ -685,7 +696,7 @@ static int read_scope_spans(Decoder *d, Str message, Str resource, Str resource_
                     d->row_room = room;
                 }
                 Row *row = &d->row[d->rows];
-                *row = (Row){it.s, NULL, 0, (*seq)++, received, d->context_count};
+                *row = (Row){it.s, {0, 0}, 0, (*seq)++, received, d->context_count};
                 TRY(find_span(it.s, row));
                 d->rows++;
             }
@@ -725,8 +736,8 @@ static int read_request(Decoder *d, Frame frame) {
 
 static int by_trace_and_start(const void *left, const void *right) {
     const Row *a = left, *b = right;
-    int order = memcmp(a->trace_id, b->trace_id, 16);
-    if (order) return order;
+    if (a->trace[0] != b->trace[0]) return a->trace[0] < b->trace[0] ? -1 : 1;
+    if (a->trace[1] != b->trace[1]) return a->trace[1] < b->trace[1] ? -1 : 1;
     if (a->start != b->start) return a->start < b->start ? -1 : 1;
     return a->seq < b->seq ? -1 : a->seq > b->seq;
 }
