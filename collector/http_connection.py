@@ -30,6 +30,7 @@ IDLE_S = 75.0  # a little above the minute after which most clients let go of a 
 MIN_BODY_BYTES_PER_S = 64 << 10  # each such portion buys a slow but steady sender one more second
 DISCARD_BYTES = 1 << 20  # a refused body up to this size is read to its end, so that the connection lives on
 DIRECT_BYTES = 1 << 20  # bodies up to this size go into kept memory: so much a connection may hold while idle
+HEAD_BYTES = 64 << 10  # while headers are awaited, read no more: what comes with them is copied, the rest is not
 SCRATCH_BYTES = 256 << 10  # everything else is read in portions of this size
 LINGER_S = 2.0  # how long a refused sender may go on writing before it is cut off without reading our answer
 
@@ -139,6 +140,8 @@ class Connection(asyncio.BufferedProtocol):
         incoming = self._incoming
         if incoming is not None and incoming.direct is not None:
             return incoming.direct[incoming.size :]
+        if incoming is None or incoming.request is None:
+            return self._limits.scratch[:HEAD_BYTES]
         return self._limits.scratch  # one for all: nothing happens between reading into it and buffer_updated
 
     def buffer_updated(self, nbytes: int) -> None:

@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import google_crc32c
 import pytest
 from wire_noise import Request, nested
 
@@ -160,6 +162,15 @@ def test_a_hundred_thousand_attributes_take_linear_time() -> None:
         span.attributes.add(key=f"key.{number % 90_000}").value.int_value = number
         span.attributes.add(key="lightning.choice.0.token_ids").value.array_value.SetInParent()
     assert_same_table(framed([(request.SerializeToString(), 1)]))
+
+
+@needs_library
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, lambda data: memoryview(bytearray(data))])
+def test_checksums_are_googles_at_every_length_and_place(kind: Any) -> None:
+    data = random.Random(3).randbytes(70_000)
+    for length in (*range(40), 2047, 6143, 6144, 6145, 12_288, 12_300, 70_000):
+        assert native.crc32c(kind(data[:length])) == google_crc32c.value(data[:length])
+        assert native.crc32c(kind(data[length:]), native.crc32c(data[:length])) == google_crc32c.value(data)
 
 
 def test_without_the_library_python_decodes() -> None:
