@@ -122,7 +122,9 @@ def drive(server: Server, bodies: list[Body], seconds: float, rate: float | None
         raise SystemExit("collect: flush failed; nothing was measured")
     wall_s = time.monotonic() - began
     stored = None if stored_before is None else (server.stored() or 0) - stored_before
-    return Round(sum(counts), stored, sum(refused), wall_s, server.cpu_s() - before_cpu, list(itertools.chain(*latencies)))
+    return Round(
+        sum(counts), stored, sum(refused), wall_s, server.cpu_s() - before_cpu, list(itertools.chain(*latencies))
+    )
 
 
 def warm_up(side: Side, seconds: float) -> None:
