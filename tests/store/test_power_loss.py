@@ -160,6 +160,7 @@ def run_seed(seed: int, disk_class: type[SimulatedDisk] = SimulatedDisk) -> None
     assert not [name for name in disk.names(LAKE.wal) if name.endswith(".wal")]
 
 
+@pytest.mark.row(3, 5, 6, 7, 11)
 def test_nothing_acknowledged_is_lost_or_doubled_whenever_the_power_goes() -> None:
     for seed in range(SEEDS):
         try:
@@ -200,6 +201,7 @@ SURVIVED = {
 }
 
 
+@pytest.mark.row(6, 7)
 @pytest.mark.parametrize("mistake", CAUGHT)
 def test_a_forgotten_fsync_is_caught(mistake: str) -> None:
     with pytest.raises((AssertionError, FileNotFoundError)):
@@ -221,6 +223,7 @@ class _TriesAgain(SimulatedDisk):
             super().sync(path)
 
 
+@pytest.mark.row(15)
 def test_a_second_fsync_after_one_that_failed_is_caught() -> None:
     with pytest.raises(AssertionError, match=r"lost|torn"):
         for seed in range(SEEDS_PER_PLANTED_MISTAKE):
