@@ -52,6 +52,26 @@ def test_ten_kills_at_random_moments(start: Any, tmp_path: Path, read: Any) -> N
         raise AssertionError(f"KILL_SEED={seed}: {error}") from error
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+@pytest.mark.row(1, 2, 3, 5)
+def test_a_hundred_kills_and_a_recount_after_each(start: Any, tmp_path: Path, read: Any) -> None:
+    config = tmp_path / "collect.yaml"
+    config.write_text(f"lake: {tmp_path / 'lake'}\nhttp: 127.0.0.1:0\ngrpc: 127.0.0.1:0\nroll_s: 0.2\n")
+    seed = int(os.environ.get("KILL_SEED", random.randrange(1 << 30)))
+    chance, load = random.Random(seed), Load()
+    for kill in range(int(os.environ.get("SOAK_KILLS", "100"))):
+        collector = start("lightning-collect", "--config", str(config))
+        load.run(collector.url, collector.kill, chance.uniform(0.02, 2.0))
+        collector = start("lightning-collect", "--config", str(config))
+        assert collector.stop() == 0
+        stored = [row["span_id"] for row in read.rows("spans", "span_id, seq")]
+        told = f"kill {kill} of KILL_SEED={seed}"
+        assert load.acknowledged <= set(stored) <= load.sent, told
+        assert len(stored) == len(set(stored)), told
+    assert len(load.acknowledged) > 1000
+
+
 @pytest.mark.row(8)
 def test_killed_while_it_stops_politely_nothing_acknowledged_is_lost(start: Any, tmp_path: Path, read: Any) -> None:
     arguments = ("--lake", str(tmp_path / "lake"), "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
