@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import grpc
 import pytest
+from google.rpc.error_details_pb2 import BadRequest
 from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
@@ -104,10 +105,15 @@ def test_a_bad_body_is_answered_with_a_status_in_its_own_encoding(
     if content_type == JSON:
         assert answer.headers["content-type"] == JSON
         assert answer.json["message"] and answer.json["code"]
+        if expected == 400:
+            assert answer.json["details"][0]["@type"] == "type.googleapis.com/google.rpc.BadRequest"
     else:
         assert answer.headers["content-type"] == PROTOBUF
         status = Status.FromString(answer.body)
         assert status.message and status.code
+        if expected == 400:
+            violations = BadRequest()
+            assert status.details[0].Unpack(violations) and violations.field_violations
     assert post(limited.url, "/v1/traces", GOOD).status == 200
 
 
