@@ -25,6 +25,10 @@
 #define EXPORT __attribute__((visibility("default")))
 #define WIRE_ABI 1
 #define MAX_DEPTH 20
+/* Ordinary sizes; what is larger is for the Python path to judge. */
+#define MANY 10000          /* attributes, events and links of one span together */
+#define LONG (1 << 20)      /* bytes of one text */
+#define TOO_MANY (1 << 20)  /* attributes that are not even decoded here: each costs 90 bytes meanwhile */
 #define INT32_LIMIT 0x7fffffff
 #define SPARE_BYTES (256 << 20)
 #define SMALL_LIST 8 /* up to so many keys are compared with each other, more go through a hash table */
@@ -180,7 +184,7 @@ static int check_kv(Str message, int depth);
 
 static int check_any(const Kv *value, int depth) {
     TRY(depth < MAX_DEPTH);
-    if (value->kind == TEXT) return utf8(value->text);
+    if (value->kind == TEXT) return value->text.n <= LONG && utf8(value->text);
     if (value->kind == KVLIST || value->kind == ARRAY) {
         FIELDS(value->text) {
             if (it.field != 1) continue;
@@ -268,19 +272,19 @@ static int is_id(Str s, size_t length) {
 
 static int check_span(Str message) {
     uint32_t seen = 0;
-    int trace = 0, span = 0;
+    int trace = 0, span = 0, many = 0;
     FIELDS(message) {
         switch (it.field) {
         case 1: ONCE(2); trace = is_id(it.s, 16); break;
         case 2: ONCE(2); span = is_id(it.s, 8); break;
-        case 3: case 5: ONCE(2); TRY(utf8(it.s)); break;
+        case 3: case 5: ONCE(2); TRY(it.s.n <= LONG && utf8(it.s)); break;
         case 4: ONCE(2); TRY(it.s.n == 0 || it.s.n == 8); break;
         case 6: ONCE(0); TRY(it.v <= INT32_LIMIT); break;
         case 7: case 8: ONCE(1); break;
-        case 9: TRY(it.wire == 2 && check_kv(it.s, 0)); break;
+        case 9: TRY(it.wire == 2 && check_kv(it.s, 0) && ++many <= MANY); break;
         case 10: case 12: case 14: ONCE(0); TRY(it.v <= UINT32_MAX); break;
-        case 11: TRY(it.wire == 2 && check_event(it.s)); break;
-        case 13: TRY(it.wire == 2 && check_link(it.s)); break;
+        case 11: TRY(it.wire == 2 && check_event(it.s) && ++many <= MANY); break;
+        case 13: TRY(it.wire == 2 && check_link(it.s) && ++many <= MANY); break;
         case 15: ONCE(2); TRY(check_status(it.s)); break;
         case 16: ONCE(5); break;
         }
@@ -502,6 +506,7 @@ static int unique(Decoder *d, Kv *kv, int64_t n, int typed, int indexed) {
 }
 
 static Kv *push_kv(Decoder *d, int64_t *n) {
+    if (*n >= TOO_MANY) return NULL;
     if (*n == d->kv_room) {
         int64_t room = d->kv_room ? 2 * d->kv_room : 256;
         Kv *kvs = realloc(d->kvs, (size_t)room * sizeof *kvs);

@@ -12,6 +12,7 @@ from typing import Any
 
 import google_crc32c
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from wire_noise import Request, nested
 
 from otel_lightning.app.errors import SenderError
@@ -152,10 +153,23 @@ def test_deep_nesting_is_left_to_protobuf(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @needs_library
+@pytest.mark.parametrize(
+    ("attributes", "length", "is_ordinary"),
+    [(9_000, 10, True), (10_001, 10, False), (1, 1 << 20, True), (1, 2 << 20, False)],
+)
+def test_what_is_unusually_large_is_for_python_to_judge(attributes: int, length: int, is_ordinary: bool) -> None:
+    request = ExportTraceServiceRequest()
+    span = request.resource_spans.add().scope_spans.add().spans.add(trace_id=b"\1" * 16, span_id=b"\2" * 8)
+    for number in range(attributes):
+        span.attributes.add(key=str(number)).value.string_value = "x" * length
+    body = request.SerializeToString()
+    assert native.span_count(body) == (1 if is_ordinary else None)
+    assert_same_table(framed([(body, 1)]))  # once accepted, it is decoded all the same
+
+
+@needs_library
 @pytest.mark.row(59)
 def test_a_hundred_thousand_attributes_take_linear_time() -> None:
-    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-
     request = ExportTraceServiceRequest()
     span = request.resource_spans.add().scope_spans.add().spans.add(trace_id=b"\1" * 16, span_id=b"\2" * 8)
     for number in range(100_000):
