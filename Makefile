@@ -6,7 +6,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 SEED ?= 0
 SIZE ?= full
 
-.PHONY: help install demo demo-control demo-results check test test-all bench
+.PHONY: help install demo demo-control demo-results check test test-all faults soak sanitize bench bench-collect
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -37,15 +37,28 @@ test-all: check  ## The same, and nothing may be skipped: needs Node
 	npm install --silent --prefix tests/fixtures/js
 	$(BIN)/pytest --ignore tests/test_packaging.py --no-skips
 
+faults: $(VENV)/dev.stamp  ## Kill the collector at every system call, make its disk err, fuzz it (under six minutes)
+	$(BIN)/pytest -m faults
+	WIRE_SEEDS=10000 $(BIN)/pytest -q tests/collector/test_native.py
+
+soak: $(VENV)/dev.stamp  ## A hundred kills, ten minutes of overload, SDKs of several years, a million lives (hours)
+	$(BIN)/pytest -m soak --timeout 40000
+
+sanitize: $(VENV)/dev.stamp  ## Fuzz the native decoder under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(BIN)/pytest -m slow tests/collector/test_native.py
+
 bench: $(VENV)/dev.stamp  ## Benchmarks: ratios against something real in the same run
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+bench-collect: $(VENV)/dev.stamp  ## The collector beside rotel, Agent Lightning, MLflow and Phoenix, in environments of their own
+	$(BIN)/python benchmarks/collect.py --write benchmarks/results/collect.md
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not installed; set PYTHON=python3.12 or newer, or install Python 3.11"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "make: '$(PYTHON) -m venv' failed; on Debian: apt-get install python3.11-venv"; rm -rf $(VENV); exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 # torch goes in its own --no-deps step: an unreachable extra index costs retries once here instead of once a package.
-$(VENV)/demo.stamp: pyproject.toml | $(BIN)/python
+$(VENV)/demo.stamp: pyproject.toml collector/wire.c | $(BIN)/python
 	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) "torch==2.13.0")
 	$(BIN)/pip install --quiet -e ".[demo]"
 	@touch $@

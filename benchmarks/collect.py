@@ -1,250 +1,320 @@
-"""What durability costs: lightning-collect against an endpoint that parses each request and throws it away.
+"""What a durable, queryable OTLP sink costs: lightning-collect beside four others, on the same requests.
 
-    python benchmarks/collect.py [--rounds 5] [--seconds 3]
+    make bench-collect
+    python benchmarks/collect.py [--rounds 5] [--seconds 4] [--sides rotel,agentlightning,mlflow,phoenix]
+                                 [--redacting collect.yaml] [--write benchmarks/results/collect.md]
 
-Both are sent the same requests by the same client over HTTP/protobuf, in turns. Ours answers after fsync and
-has written Parquet before its round ends (/flush is part of it); the other one answers after parsing.
-CPU seconds are those of the server's process. Two payloads: spans captured from real frameworks, and long
-LLM spans of the size that agents with a history send. Rows are counted before a figure is printed.
+All sides get the same pre-serialised requests (100 spans each, fresh ids) over four kept-alive HTTP connections,
+in turns; while one is measured the others are stopped. Ours answers after fsync, and its round ends when all of
+it is Parquet (/flush is part of the time). CPU seconds are those of the server's whole process tree. What a side
+answered is not what it has: Phoenix is judged by the rows in its database, and at the end every side gets 6,000
+spans, SIGKILL right after the last answer, and a count of what is on its disk.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import datetime
 import http.client
-import http.server
 import itertools
 import os
-import signal
+import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-import psutil
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from peers import payloads, sides
+from peers.payloads import SPANS_PER_REQUEST, Body
+from peers.sides import PROTOBUF, Server
 
-FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures" / "otlp"
-SPANS_PER_REQUEST = 100
 CONNECTIONS = 4
-PREPARED = 64  # requests made before the clock starts; sent over and over
-
-
-def captured() -> list[bytes]:
-    """Spans of real frameworks, regrouped to requests of SPANS_PER_REQUEST."""
-    groups = []
-    for path in sorted(FIXTURES.rglob("*-traces.pb")):
-        request = ExportTraceServiceRequest.FromString(path.read_bytes())
-        groups += [(of, scope, list(scope.spans)) for of in request.resource_spans for scope in of.scope_spans]
-    bodies, number = [], 0
-    while len(bodies) < PREPARED:
-        request, count = ExportTraceServiceRequest(), 0
-        while count < SPANS_PER_REQUEST:
-            of, scope, spans = groups[number % len(groups)]
-            number += 1
-            taken = spans[: SPANS_PER_REQUEST - count]
-            target = request.resource_spans.add(resource=of.resource).scope_spans.add(scope=scope.scope)
-            target.spans.extend(taken)
-            count += len(taken)
-        bodies.append(request.SerializeToString())
-    return bodies
-
-
-def long_history() -> list[bytes]:
-    """LLM spans with 16 messages of history: 40 attributes, about 5 KB each."""
-    bodies = []
-    for body in range(PREPARED):
-        request = ExportTraceServiceRequest()
-        of = request.resource_spans.add()
-        of.resource.attributes.add(key="service.name").value.string_value = "bench"
-        spans = of.scope_spans.add().spans
-        for row in range(SPANS_PER_REQUEST):
-            number = body * SPANS_PER_REQUEST + row
-            span = spans.add(trace_id=(number // 10 + 1).to_bytes(16, "big"), span_id=(number + 1).to_bytes(8, "big"))
-            span.name, span.start_time_unix_nano = "ChatOpenAI", 10**18 + number * 10**6
-            for message in range(16):
-                stem = f"llm.input_messages.{message}.message"
-                span.attributes.add(key=f"{stem}.role").value.string_value = ("user", "assistant")[message % 2]
-                text = " ".join(f"word{(number * 31 + message * 7 + k * k) % 997}" for k in range(32))
-                span.attributes.add(key=f"{stem}.content").value.string_value = text
-            span.attributes.add(key="openinference.span.kind").value.string_value = "LLM"
-            span.attributes.add(key="llm.model_name").value.string_value = "gpt-4o-mini"
-            for name in ("prompt", "completion", "total"):
-                span.attributes.add(key=f"llm.token_count.{name}").value.int_value = number % 4000
-            span.attributes.add(key="gen_ai.request.temperature").value.double_value = 0.7
-        bodies.append(request.SerializeToString())
-    return bodies
-
-
-@dataclass
-class Server:
-    """A running endpoint."""
-
-    process: psutil.Process
-    port: int
-    lake: Path | None
-
-    def cpu_s(self) -> float:
-        times = self.process.cpu_times()
-        return times.user + times.system
-
-
-@contextmanager
-def ours(folder: Path) -> Iterator[Server]:
-    """lightning-collect with its defaults."""
-    lake = folder / "lake"
-    command = [str(Path(sys.executable).parent / "lightning-collect"), "--lake", str(lake)]
-    with _started([*command, "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"], lake) as server:
-        yield server
-
-
-@contextmanager
-def discarding(_: Path) -> Iterator[Server]:
-    """The endpoint that parses and forgets, in a process of its own."""
-    with _started([sys.executable, __file__, "--discard"], None) as server:
-        yield server
-
-
-@contextmanager
-def _started(command: list[str], lake: Path | None) -> Iterator[Server]:
-    popen = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert popen.stdout is not None
-    try:
-        port = int(popen.stdout.readline().rstrip().rpartition(":")[2])
-        yield Server(psutil.Process(popen.pid), port, lake)
-    finally:
-        popen.send_signal(signal.SIGTERM)
-        popen.communicate(timeout=60)
-
-
-class Discard(http.server.BaseHTTPRequestHandler):
-    """Parse, forget, answer."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["content-length"])))
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-def serve_discarding() -> None:
-    """Run the discarding endpoint until SIGTERM."""
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Discard)
-    print(f"listening http http://127.0.0.1:{server.server_port}", flush=True)
-    server.serve_forever()
+KILL_REQUESTS = 60
+OURS, FALLBACK, REDACTING = "lightning-collect", "lightning-collect, Python only", "lightning-collect, redacting"
+NUMBERS = itertools.count(1)
 
 
 @dataclass
 class Round:
-    """One measured round."""
+    """One measured round of one side."""
 
     spans: int
+    stored: int | None
+    refused: int
     wall_s: float
     cpu_s: float
     latencies_ms: list[float]
 
 
-def measure(server: Server, bodies: list[bytes], seconds: float) -> Round:
-    """Send for `seconds` over CONNECTIONS connections, then flush; every answer must be 200."""
-    counts, latencies = [0] * CONNECTIONS, [[] for _ in range(CONNECTIONS)]
+@dataclass
+class Side:
+    """A side with what was measured of it."""
+
+    name: str
+    server: Server
+    bodies: list[Body]
+    rounds: list[Round] = field(default_factory=list)
+    memory_mib: float = 0.0
+
+    def per_cpu_s(self) -> list[float]:
+        return sorted((r.spans if r.stored is None else r.stored) / r.cpu_s for r in self.rounds)
+
+    def wall(self) -> float:
+        return statistics.median((r.spans if r.stored is None else r.stored) / r.wall_s for r in self.rounds)
+
+    def percentile(self, share: float) -> float:
+        found = sorted(ms for r in self.rounds for ms in r.latencies_ms)
+        return found[min(len(found) - 1, int(len(found) * share))] if found else float("nan")
+
+
+def drive(server: Server, bodies: list[Body], seconds: float, rate: float | None = None) -> Round:
+    """Send for `seconds`, as fast as answers come or at `rate` spans a second; then flush what is ours."""
+    counts, refused, latencies = [0] * CONNECTIONS, [0] * CONNECTIONS, [[] for _ in range(CONNECTIONS)]
     failures: list[str] = []
+    counted = "Phoenix" in server.name
+    stored_before = server.stored() if counted else None
+    pause = CONNECTIONS * SPANS_PER_REQUEST / rate if rate else 0.0
     before_cpu, began = server.cpu_s(), time.monotonic()
 
     def send(worker: int) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-        turn = worker
-        while time.monotonic() - began < seconds and not failures:
-            at = time.monotonic()
-            connection.request(
-                "POST", "/v1/traces", bodies[turn % PREPARED], {"Content-Type": "application/x-protobuf"}
-            )
-            response = connection.getresponse()
-            response.read()
-            if response.status != 200:
-                failures.append(f"answered {response.status}")
-            latencies[worker].append((time.monotonic() - at) * 1000)
-            counts[worker] += SPANS_PER_REQUEST
-            turn += CONNECTIONS
+        connection = server.connect()
+        own = bodies[worker::CONNECTIONS]
+        for turn in itertools.count():
+            due = began + (turn + worker / CONNECTIONS) * pause
+            while (now := time.monotonic()) < due and now - began < seconds:
+                time.sleep(min(due - now, 0.01))
+            if time.monotonic() - began >= seconds or failures:
+                break
+            body = own[turn % len(own)].fresh(next(NUMBERS))
+            # At a given rate an answer is late from when it was due: waiting behind a slow one counts.
+            at = due if rate else time.monotonic()
+            try:
+                connection.request("POST", "/v1/traces", body, {"Content-Type": PROTOBUF, **server.headers})
+                response = connection.getresponse()
+                response.read()
+            except (OSError, http.client.HTTPException) as error:
+                failures.append(f"{server.name}: {type(error).__name__}")
+                break
+            if response.status == 200:
+                latencies[worker].append((time.monotonic() - at) * 1000)
+                counts[worker] += SPANS_PER_REQUEST
+            elif response.status == 503:
+                refused[worker] += 1
+                time.sleep(0.05)
+            else:
+                failures.append(f"{server.name}: answered {response.status}")
+        connection.close()
 
     threads = [threading.Thread(target=send, args=(worker,)) for worker in range(CONNECTIONS)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    if server.lake is not None and not failures:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
-        connection.request("POST", "/flush")
-        if connection.getresponse().status != 200:
-            failures.append("flush failed")
     if failures:
         raise SystemExit(f"collect: {failures[0]}; nothing was measured")
+    if server.is_ours and server.post("/flush", timeout=120)[0] != 200:
+        raise SystemExit("collect: flush failed; nothing was measured")
     wall_s = time.monotonic() - began
-    return Round(sum(counts), wall_s, server.cpu_s() - before_cpu, sorted(itertools.chain(*latencies)))
+    stored = None if stored_before is None else (server.stored() or 0) - stored_before
+    return Round(
+        sum(counts), stored, sum(refused), wall_s, server.cpu_s() - before_cpu, list(itertools.chain(*latencies))
+    )
 
 
-def stored_spans(lake: Path) -> int:
-    """Rows that are really in Parquet."""
-    import pyarrow.parquet as pq
+def warm_up(side: Side, seconds: float) -> None:
+    """Imports, migrations, first requests: until the first answer of 200, then a while more."""
+    until = time.monotonic() + 120
+    while True:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            if side.server.post("/v1/traces", bytes(side.bodies[0].fresh(next(NUMBERS))))[0] == 200:
+                break
+        if time.monotonic() > until:
+            raise sides.Unavailable(f"{side.name} accepted nothing in two minutes")
+        time.sleep(0.5)
+    drive(side.server, side.bodies, seconds)
 
-    return sum(pq.read_metadata(path).num_rows for path in lake.glob("spans/*/*.parquet"))
+
+def fdatasync_p50_ms(folder: Path, size: int) -> float:
+    """What one group commit of `size` bytes costs on this disk at the moment."""
+    found = []
+    with open(folder / "sync.bin", "wb", buffering=0) as file:
+        for _ in range(60):
+            file.write(bytes(size))
+            at = time.monotonic()
+            os.fdatasync(file.fileno())
+            found.append((time.monotonic() - at) * 1000)
+    return statistics.median(found)
+
+
+def after_kill(name: str, start: Callable[[Path], sides.Context], folder: Path, payload: str) -> tuple[int, int, float]:
+    """(acknowledged, on disk, bytes a span): KILL_REQUESTS requests, then SIGKILL right after the last answer."""
+    with start(folder) as server:
+        side = Side(name, server, payloads.requests(payload, server.resource, seed=1))
+        acknowledged = 0
+        until = time.monotonic() + 120
+        while acknowledged < KILL_REQUESTS and time.monotonic() < until:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                body = bytes(side.bodies[acknowledged].fresh(next(NUMBERS)))
+                acknowledged += server.post("/v1/traces", body)[0] == 200
+        server.kill()
+        time.sleep(0.5)
+    if server.is_ours:
+        with start(folder) as server:  # what a user does: start it again
+            server.post("/flush")
+    size = sum(path.stat().st_size for path in folder.glob("lake/spans/*/*.parquet"))
+    stored = server.stored() or 0
+    return acknowledged * SPANS_PER_REQUEST, stored, size / stored if size else float("nan")
+
+
+def measure(
+    payload: str, chosen: dict[str, Callable[[Path], sides.Context]], arguments: argparse.Namespace
+) -> list[str]:
+    """Lines of Markdown: one payload, all sides."""
+    lines: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="bench-collect-") as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        running: list[Side] = []
+        missing: list[str] = []
+        resource: dict[str, str] = {}
+        for number, (label, start) in enumerate(chosen.items()):
+            try:
+                server = stack.enter_context(start(folder / f"side{number}"))
+            except sides.Unavailable as error:
+                missing.append(str(error))
+                continue
+            resource |= server.resource
+            running.append(Side(label if server.is_ours else server.name, server, []))
+            server.pause()
+        for side in running:  # the same bytes for all: what one of them needs is in every request
+            side.bodies = payloads.requests(payload, resource)
+        for side in list(running):
+            side.server.go_on()
+            try:
+                warm_up(side, 2.0)
+            except sides.Unavailable as error:
+                missing.append(str(error))
+                running.remove(side)
+            side.server.pause()
+        for _ in range(arguments.rounds):
+            for side in running:
+                side.server.go_on()
+                side.rounds.append(drive(side.server, side.bodies, arguments.seconds))
+                side.memory_mib = max(side.memory_mib, side.server.memory_mib())
+                side.server.pause()
+        ours = running[0]
+        ours.server.go_on()
+        size = sum(map(len, ours.bodies)) // len(ours.bodies)
+        rate = 0.7 * ours.wall()
+        paced = Side("70%", ours.server, ours.bodies, [drive(ours.server, ours.bodies, 2 * arguments.seconds, rate)])
+        sync_ms = fdatasync_p50_ms(folder, size)
+        expected = sum(r.spans for side in running if side.server.is_ours for r in side.rounds)
+        stored = {side.name: side.server.stored() for side in running if side.server.is_ours}
+        for side in running:
+            side.server.go_on()
+        if not all(
+            found and found >= sum(r.spans for r in side.rounds)
+            for side in running
+            for found in [stored.get(side.name, 1 << 60)]
+        ):
+            raise SystemExit(f"collect: {expected} spans were acknowledged, {stored} are stored")
+
+        lines += [
+            f"### {payload}",
+            "",
+            f"{size / SPANS_PER_REQUEST / 1000:.1f} KB a span, {SPANS_PER_REQUEST} spans a request, {CONNECTIONS} connections, {arguments.rounds} rounds of {arguments.seconds:g} s.",
+            "",
+        ]
+        lines += [
+            "| | spans per server-CPU-second, median (range) | spans/s | p50 / p99 ms | memory MiB | refused |",
+            "|---|---|---|---|---|---|",
+        ]
+        for side in running:
+            per_cpu = side.per_cpu_s()
+            what = " (stored)" if side.rounds[0].stored is not None else ""
+            lines.append(
+                f"| {side.name} | {statistics.median(per_cpu):,.0f} ({per_cpu[0]:,.0f} to {per_cpu[-1]:,.0f}){what} | {side.wall():,.0f}{what} "
+                f"| {side.percentile(0.5):.1f} / {side.percentile(0.99):.1f} | {side.memory_mib:,.0f} | {sum(r.refused for r in side.rounds)} |"
+            )
+        lines += ["", *(f"Not measured: {text}" for text in missing)]
+        for side in running[1:]:
+            if side.rounds[0].stored is not None:
+                ratio = (
+                    f"{ours.wall() / side.wall():,.0f}× in stored spans/s"
+                    if side.wall()
+                    else "nothing stored in the time"
+                )
+            else:
+                ratio = f"{statistics.median(ours.per_cpu_s()) / statistics.median(side.per_cpu_s()):,.2f}× per server-CPU-second"
+            lines.append(f"- {OURS} against {side.name}: {ratio}")
+        lines.append(
+            f"- at 70% load ({rate:,.0f} spans/s asked): p50 {paced.percentile(0.5):.1f} ms, p99 {paced.percentile(0.99):.1f} ms; "
+            f"fdatasync of {size >> 10} KiB here p50 {sync_ms:.1f} ms, so the goal is under {max(35, 8 * sync_ms):.0f} ms"
+        )
+    return [*lines, ""]
 
 
 def main() -> None:
-    """Print both sides, by payload, and the ratio."""
+    """Measure, print, and write the table if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of one round of one side")
-    parser.add_argument("--discard", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of one round of one side")
+    parser.add_argument("--payloads", default="mixed,small")
+    parser.add_argument("--sides", default=",".join(sides.PEERS), help="others to compare with; empty for none")
+    parser.add_argument("--redacting", type=Path, help="collect.yaml with rules: a further side of ours")
+    parser.add_argument("--write", type=Path, help="Markdown file for the result")
     arguments = parser.parse_args()
-    if arguments.discard:
-        serve_discarding()
-    for name, bodies in (("captured", captured()), ("long history", long_history())):
-        kib = sum(map(len, bodies)) / len(bodies) / SPANS_PER_REQUEST / 1024
-        print(f"{name}: {kib:.1f} KiB a span, {SPANS_PER_REQUEST} spans a request, {CONNECTIONS} connections")
-        with tempfile.TemporaryDirectory(prefix="bench-collect-") as folder:
-            with ours(Path(folder)) as collect, discarding(Path(folder)) as discard:
-                sides: dict[str, tuple[Server, list[Round]]] = {
-                    "lightning-collect, fsync, Parquet": (collect, []),
-                    "parse and discard": (discard, []),
-                }
-                for server, _ in sides.values():
-                    measure(server, bodies, 0.5)  # imports, page cache
-                sent = stored_spans(Path(folder) / "lake")
-                for _ in range(arguments.rounds):
-                    for server, rounds in sides.values():
-                        rounds.append(measure(server, bodies, arguments.seconds))
-                sent += sum(found.spans for found in sides["lightning-collect, fsync, Parquet"][1])
-                stored = stored_spans(Path(folder) / "lake")
-            if stored != sent:
-                raise SystemExit(f"collect: {sent} spans were acknowledged, {stored} are stored")
-            _report({name: rounds for name, (_, rounds) in sides.items()})
+
+    chosen: dict[str, Callable[[Path], sides.Context]] = {
+        OURS: partial(sides.ours, name=OURS),
+        FALLBACK: partial(sides.ours, name=FALLBACK, decoder="python"),
+    }
+    if arguments.redacting:
+        chosen[REDACTING] = partial(sides.ours, name=REDACTING, config=arguments.redacting)
+    chosen |= {name: sides.PEERS[name] for name in filter(None, arguments.sides.split(","))}
+
+    day = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+    command = " ".join(["python", "benchmarks/collect.py", *sys.argv[1:]])
+    load = os.getloadavg()[0]
+    lines = [
+        f"## {day}",
+        "",
+        f"`{command}`: {os.cpu_count()} CPUs ({_cpu()}), Python {platform.python_version()}, load average {load:.1f} before.",
+        "",
+    ]
+    for payload in arguments.payloads.split(","):
+        lines += measure(payload, chosen, arguments)
+    lines += [
+        "### On disk after SIGKILL right after the last answer (mixed)",
+        "",
+        "| | acknowledged | on disk | bytes a span |",
+        "|---|---|---|---|",
+    ]
+    with tempfile.TemporaryDirectory(prefix="bench-collect-") as folder:
+        for number, (label, start) in enumerate(chosen.items()):
+            try:
+                acknowledged, stored, size = after_kill(label, start, Path(folder) / f"kill{number}", "mixed")
+            except sides.Unavailable as error:
+                lines.append(f"| {label} | not measured: {error} | | |")
+                continue
+            lines.append(f"| {label} | {acknowledged:,} | {stored:,} | {'' if size != size else f'{size:.0f}'} |")
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if arguments.write:
+        arguments.write.parent.mkdir(parents=True, exist_ok=True)
+        arguments.write.write_text(text)
 
 
-def _report(sides: dict[str, list[Round]]) -> None:
-    medians = []
-    for name, rounds in sides.items():
-        per_cpu = sorted(found.spans / found.cpu_s for found in rounds)
-        wall = statistics.median(found.spans / found.wall_s for found in rounds)
-        latencies = sorted(ms for found in rounds for ms in found.latencies_ms)
-        medians.append(statistics.median(per_cpu))
-        p50, p99 = latencies[len(latencies) // 2], latencies[len(latencies) * 99 // 100]
-        print(
-            f"  {name:34s} {medians[-1]:8,.0f} spans/CPU-s ({per_cpu[0]:,.0f} to {per_cpu[-1]:,.0f})"
-            f"  {wall:8,.0f} spans/s  p50 {p50:.1f} ms  p99 {p99:.1f} ms"
-        )
-    print(f"  ratio {medians[0] / medians[1]:.2f}")
+def _cpu() -> str:
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return platform.machine()
 
 
 if __name__ == "__main__":

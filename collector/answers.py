@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest
 from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
@@ -17,9 +18,20 @@ RESPONSES = {
     "events": (ExportLogsServiceResponse, "rejected_log_records"),
     "metrics": (ExportMetricsServiceResponse, "rejected_data_points"),
 }
-UNAVAILABLE = 14
+INVALID_ARGUMENT, UNAVAILABLE = 3, 14
 # HTTP status -> google.rpc.Code
-STATUS_CODES = {400: 3, 401: 16, 403: 7, 404: 12, 405: 12, 408: 4, 413: 8, 415: 3, 431: 8, 503: UNAVAILABLE}
+STATUS_CODES = {
+    400: INVALID_ARGUMENT,
+    401: 16,
+    403: 7,
+    404: 12,
+    405: 12,
+    408: 4,
+    413: 8,
+    415: 3,
+    431: 8,
+    503: UNAVAILABLE,
+}
 
 
 def export_response(accepted: Accepted) -> Message:
@@ -33,8 +45,11 @@ def export_response(accepted: Accepted) -> Message:
 
 
 def status(code: int, text: str) -> Status:
-    """An error body."""
-    return Status(code=code, message=text)
+    """An error body; what is wrong with a request is told in the place that OTLP gives for it, too."""
+    found = Status(code=code, message=text)
+    if code == INVALID_ARGUMENT:
+        found.details.add().Pack(BadRequest(field_violations=[BadRequest.FieldViolation(description=text)]))
+    return found
 
 
 def encode(message: Message, is_json: bool) -> bytes:

@@ -17,7 +17,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from otel_lightning.app.errors import SenderError
-from otel_lightning.collector import otlp_json
+from otel_lightning.collector import native, otlp_json
 
 REQUESTS = {
     "spans": ExportTraceServiceRequest,
@@ -32,14 +32,18 @@ class Accepted:
     """A request fit to be stored: its protobuf `body`, how many `rows` it holds, what was `rejected` and why."""
 
     signal: str
-    body: bytes
+    body: native.Bytes
     rows: int
     rejected: int = 0
     reason: str = ""
 
 
-def check_protobuf(signal: str, body: bytes) -> Accepted:
+def check_protobuf(signal: str, body: native.Bytes) -> Accepted:
     """Check an OTLP protobuf request; SenderError when it does not parse."""
+    if signal == "spans":
+        rows = native.span_count(body)
+        if rows is not None:
+            return Accepted(signal, body, rows)
     try:
         request = REQUESTS[signal].FromString(body)
     except DecodeError:
@@ -47,7 +51,7 @@ def check_protobuf(signal: str, body: bytes) -> Accepted:
     return _check(signal, request, body)
 
 
-def check_json(signal: str, body: bytes) -> Accepted:
+def check_json(signal: str, body: bytes | memoryview) -> Accepted:
     """Check an OTLP/JSON request; SenderError when it does not parse. Slower than protobuf by design."""
     request = REQUESTS[signal]()
     try:
@@ -57,7 +61,7 @@ def check_json(signal: str, body: bytes) -> Accepted:
     return _check(signal, request, None)
 
 
-def _check(signal: str, request: Any, body: bytes | None) -> Accepted:
+def _check(signal: str, request: Any, body: native.Bytes | None) -> Accepted:
     rows = rejected = 0
     if signal == "spans":
         for scope in (scope for of in request.resource_spans for scope in of.scope_spans):

@@ -35,7 +35,7 @@ class JsonError(ValueError):
     """The text is not OTLP/JSON; the message names the field, never its value."""
 
 
-def parse(text: bytes, message: Message) -> None:
+def parse(text: bytes | memoryview, message: Message) -> None:
     """Fill `message` from OTLP/JSON `text`; JsonError when it is none."""
     try:
         value = orjson.loads(text)
@@ -46,10 +46,10 @@ def parse(text: bytes, message: Message) -> None:
     _fill(message, value, MAX_DEPTH)
 
 
-def _lenient(text: bytes) -> Any:
+def _lenient(text: bytes | memoryview) -> Any:
     """What orjson refuses but JavaScript writes: unpaired surrogates, which become U+FFFD."""
     try:
-        return _mended(json.loads(text.decode("utf-8")))
+        return _mended(json.loads(bytes(text).decode("utf-8")))
     except (ValueError, RecursionError):
         raise JsonError("is not JSON") from None
 

@@ -7,6 +7,7 @@ bytes of a data file are is the converter's business; a test may copy bytes wher
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from otel_lightning.collector.quarantine import set_aside
+from otel_lightning.collector.quarantine import set_aside, set_aside_file
 from otel_lightning.collector.wal import Frame, Wal, decode_frames
 from otel_lightning.store.fs import Disk
 from otel_lightning.store.lake import SIGNALS, Lake
 from otel_lightning.store.manifest import DataFile, Entry, parse_entry, segment_name, write_entry
+
+UNREAD_ROWS = 1 << 32  # more than a segment can hold, few enough to leave a billion such gaps
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def recover(disk: Disk, lake: Lake, converter: Converter) -> Recovered:
             _remove(disk, lake, wal.path(segment))
             continue
         earlier = [path for _, path in found.get(name, ())]
-        entry = convert_segment(disk, lake, wal, segment, converter, earlier)
+        entry = convert_segment(disk, lake, wal, segment, converter, earlier, unread_rows=UNREAD_ROWS)
         wal.skip_to(segment=segment + 1, seq=entry.last_seq + 1)
         segments += 1
         rows += sum(file.rows for file in entry.files)
@@ -91,18 +94,30 @@ def recover(disk: Disk, lake: Lake, converter: Converter) -> Recovered:
 
 
 def convert_segment(
-    disk: Disk, lake: Lake, wal: Wal, segment: int, converter: Converter, earlier: Sequence[Path] = ()
+    disk: Disk,
+    lake: Lake,
+    wal: Wal,
+    segment: int,
+    converter: Converter,
+    earlier: Sequence[Path] = (),
+    unread_rows: int = 0,
 ) -> Entry:
     """Turn one sealed segment into data files and a manifest entry, then remove it.
 
     `earlier` are files that an interrupted attempt left; those that this one does not write again go. (A tail
     that was never acknowledged may have been in the log then, in memory only, and be gone now.)
     Safe to interrupt anywhere and to repeat. OSError when the disk refuses; the segment is then still there.
-    What cannot be read or converted is set aside with its reason, alone.
+    What cannot be read or converted is set aside with its reason, alone; of a segment that the disk does not give
+    back nobody knows how many rows it numbered, so `unread_rows` numbers are left out.
     """
     path = wal.path(segment)
     name = segment_name(wal.collector_id, segment)
-    data = disk.read(path)
+    try:
+        data = disk.lend(path)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return _unreadable(disk, lake, wal, segment, unread_rows)
     frames, damages = decode_frames(data, wal.marker)
     for damage in damages:
         why = "no whole frame is here: length or checksum is wrong, as after a crash during a write or a failing disk"
@@ -139,6 +154,16 @@ def convert_segment(
     )
     write_entry(disk, lake, entry)
     _remove(disk, lake, path)
+    return entry
+
+
+def _unreadable(disk: Disk, lake: Lake, wal: Wal, segment: int, unread_rows: int) -> Entry:
+    """A segment on a broken stretch of disk is moved out of the way as it is: no start may hang on it for ever."""
+    name = segment_name(wal.collector_id, segment)
+    set_aside_file(disk, lake, wal.path(segment), f"{name}.wal", "the disk does not give this log segment back (EIO)")
+    last_seq = wal.next_seq - 1 + unread_rows
+    entry = Entry(wal.collector_id, segment, first_seq=last_seq, last_seq=last_seq, wal_bytes=0, files=())
+    write_entry(disk, lake, entry)
     return entry
 
 

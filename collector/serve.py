@@ -16,6 +16,7 @@ from otel_lightning.app.listen import Address, bind, require_safe
 from otel_lightning.app.logs import set_up
 from otel_lightning.collector.config import CollectConfig
 from otel_lightning.collector.ingest import Ingest, Limits
+from otel_lightning.collector.memory import keep_freed_memory
 from otel_lightning.collector.parquet import ParquetConverter
 from otel_lightning.collector.server_grpc import GrpcServer
 from otel_lightning.collector.server_http import HttpServer
@@ -38,6 +39,8 @@ def serve(config: CollectConfig) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     # Rows are built by the hundred thousand and none of them is in a cycle: look for cycles less often.
     gc.set_threshold(*GC_THRESHOLD)
+    gc.freeze()  # and never among what the imports made
+    keep_freed_memory()
     os.umask(0o077)  # whatever is created, libraries' files included, is its owner's alone
     token, tls = _token(config), _tls(config)
     http_address, grpc_address = Address.parse(config.http, "--http"), Address.parse(config.grpc, "--grpc")

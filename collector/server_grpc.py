@@ -13,7 +13,7 @@ from google.rpc.status_pb2 import Status
 
 from otel_lightning.app.errors import BusyError, LightningError, SenderError
 from otel_lightning.app.listen import Address, bind
-from otel_lightning.collector.answers import UNAVAILABLE, export_response
+from otel_lightning.collector.answers import INVALID_ARGUMENT, UNAVAILABLE, export_response, status
 from otel_lightning.collector.check import check_protobuf
 from otel_lightning.collector.config import CollectConfig
 from otel_lightning.collector.ingest import Ingest
@@ -27,6 +27,7 @@ SERVICES = {
 # worker takes it, so this also bounds how many messages are in memory.
 WORKERS = 8
 ACK_TIMEOUT_S = 30.0
+IDLE_MS = 300_000
 
 
 class GrpcServer:
@@ -49,6 +50,10 @@ class GrpcServer:
                 ("grpc.max_receive_message_length", config.max_body_bytes),
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_concurrent_streams", config.max_connections),
+                # A peer that says nothing is let go; one that is gone without a word is noticed.
+                ("grpc.max_connection_idle_ms", IDLE_MS),
+                ("grpc.keepalive_time_ms", IDLE_MS // 2),
+                ("grpc.keepalive_timeout_ms", 20_000),
             ],
         )
         for service, signal in SERVICES.items():
@@ -81,6 +86,8 @@ class GrpcServer:
                 accepted = check_protobuf(signal, body)
             except SenderError as error:
                 self._ingest.count_refusal("grpc_invalid_argument")
+                details = status(INVALID_ARGUMENT, str(error)).SerializeToString()
+                context.set_trailing_metadata((("grpc-status-details-bin", details),))
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             if accepted.rows:
                 try:

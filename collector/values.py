@@ -69,9 +69,13 @@ def by_type(attributes: Iterable[Any]) -> Attributes:
     # The innermost loop of ingest: dictionaries, because whole ones are moved to columns faster than items.
     for item in attributes:
         value = item.value
+        text = value.string_value
+        if text:  # most are; no other member of the oneof is set then, so it need not be asked for
+            texts[item.key] = text
+            continue
         kind = value.WhichOneof("value")
         if kind == "string_value":
-            texts[item.key] = value.string_value
+            texts[item.key] = text
         elif kind == "int_value":
             ints[item.key] = value.int_value
         elif kind == "double_value":

@@ -16,14 +16,14 @@ Non-goal: serving readers. Nothing but recovery and conversion reads these files
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import google_crc32c
-
+from otel_lightning.collector.native import Bytes, crc32c
 from otel_lightning.collector.quarantine import set_aside
 from otel_lightning.store.fs import Disk
 from otel_lightning.store.lake import Lake
@@ -37,13 +37,16 @@ SIGNAL_NAMES = {code: name for name, code in SIGNAL_CODES.items()}
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One acknowledged request: `body` is its OTLP protobuf, its rows are numbered from `first_seq`."""
+    """One acknowledged request: `body` is its OTLP protobuf, its rows are numbered from `first_seq`.
+
+    Read from a segment, the body is a view of the segment's bytes: nothing is copied on the way to columns.
+    """
 
     signal: str
     received_unix_nano: int
     first_seq: int
     rows: int
-    body: bytes
+    body: Bytes
 
     @property
     def last_seq(self) -> int:
@@ -59,27 +62,27 @@ class Damage:
     end: int
 
 
-def encode_frames(frames: list[Frame], marker: bytes) -> bytes:
-    """The bytes of `frames` as they stand in a segment."""
-    pieces: list[bytes] = []
+def encode_frames(frames: list[Frame], marker: bytes) -> list[Bytes]:
+    """The bytes of `frames` as they stand in a segment, in pieces."""
+    pieces: list[Bytes] = []
     for frame in frames:
         header = HEADER.pack(SIGNAL_CODES[frame.signal], frame.received_unix_nano, frame.first_seq, frame.rows)
-        crc = google_crc32c.extend(google_crc32c.value(header), frame.body)
+        crc = crc32c(frame.body, crc32c(header))
         pieces += (FRAME.pack(marker, len(header) + len(frame.body), crc), header, frame.body)
-    return b"".join(pieces)
+    return pieces
 
 
-def decode_frames(data: bytes, marker: bytes) -> tuple[list[Frame], list[Damage]]:
+def decode_frames(data: Bytes, marker: bytes) -> tuple[list[Frame], list[Damage]]:
     """The whole frames of a segment in order, and the stretches between them that are none."""
     frames: list[Frame] = []
     damages: list[Damage] = []
     offset = good = 0
+    markers = re.compile(re.escape(marker))  # unlike find, it searches any kind of buffer
     while offset < len(data):
         found = _frame_at(data, offset, marker)
         if found is None:
-            offset = data.find(marker, offset + 1)
-            if offset < 0:
-                offset = len(data)
+            following = markers.search(data, offset + 1)
+            offset = len(data) if following is None else following.start()
             continue
         if good < offset:
             damages.append(Damage(good, offset))
@@ -91,7 +94,7 @@ def decode_frames(data: bytes, marker: bytes) -> tuple[list[Frame], list[Damage]
     return frames, damages
 
 
-def _frame_at(data: bytes, offset: int, marker: bytes) -> tuple[Frame, int] | None:
+def _frame_at(data: Bytes, offset: int, marker: bytes) -> tuple[Frame, int] | None:
     start = offset + FRAME.size
     if start > len(data):
         return None
@@ -99,8 +102,8 @@ def _frame_at(data: bytes, offset: int, marker: bytes) -> tuple[Frame, int] | No
     end = start + length
     if found != marker or length < HEADER.size or end > len(data):
         return None
-    payload = data[start:end]
-    if google_crc32c.value(payload) != crc:
+    payload = memoryview(data)[start:end]
+    if crc32c(payload) != crc:
         return None
     code, received, first_seq, rows = HEADER.unpack_from(payload)
     if code not in SIGNAL_NAMES:
@@ -123,6 +126,7 @@ class Wal:
         self.next_seq = 1
         self.began_unix_nano: int | None = None
         self._segment = max(self.leftover, default=0) + 1
+        self._path = self.path(self._segment)
         self._length = 0
         self._sealed: list[int] = []
 
@@ -142,12 +146,12 @@ class Wal:
         was durable before, and the next append begins a new file. After a failed fsync the kernel may call
         lost pages clean, so a second try on the same file proves nothing.
         """
-        data = encode_frames(frames, self.marker)
-        path = self.path(self._segment)
+        pieces = encode_frames(frames, self.marker)
+        path = self._path if self._length else self.path(self._segment)
         # Numbers of frames that fail are used up too: a tail that could not be cut may reappear after a crash.
         self.next_seq = max(self.next_seq, frames[-1].last_seq + 1)
         try:
-            self.disk.append(path, data)
+            self.disk.append(path, *pieces)
             self.disk.sync(path)
             if self._length == 0:
                 self.disk.sync_folder(self.lake.wal)
@@ -155,8 +159,9 @@ class Wal:
             self._abandon(path)
             raise
         if self._length == 0:
+            self._path = path
             self.began_unix_nano = frames[0].received_unix_nano
-        self._length += len(data)
+        self._length += sum(map(len, pieces))
 
     def seal(self) -> list[int]:
         """End the segment being written; the numbers of all segments ended since the last call."""

@@ -12,6 +12,8 @@ from typing import Protocol
 
 from otel_lightning.store.files import sync_folder
 
+PIECES_AT_ONCE = 1024  # what Linux takes in one call (IOV_MAX)
+
 
 class Disk(Protocol):
     """The file operations that durability is built from. Paths are absolute or relative to one root.
@@ -31,8 +33,12 @@ class Disk(Protocol):
         """The whole file."""
         ...
 
-    def append(self, path: Path, data: bytes) -> None:
-        """Add `data` at the end of `path`, creating it if need be; not durable before `sync`."""
+    def lend(self, path: Path) -> bytes | memoryview:
+        """The whole file, in memory that the next `lend` uses again: for large files read one after another."""
+        ...
+
+    def append(self, path: Path, *pieces: bytes | bytearray | memoryview) -> None:
+        """Add `pieces` at the end of `path`, creating it if need be; not durable before `sync`."""
         ...
 
     def truncate(self, path: Path, length: int) -> None:
@@ -65,6 +71,7 @@ class RealDisk:
 
     def __init__(self) -> None:
         self._open: tuple[Path, int] | None = None
+        self._lent = bytearray()
 
     def make_folder(self, path: Path) -> None:
         missing = [p for p in (path, *path.parents) if not p.exists()]
@@ -81,11 +88,31 @@ class RealDisk:
     def read(self, path: Path) -> bytes:
         return path.read_bytes()
 
-    def append(self, path: Path, data: bytes) -> None:
+    def lend(self, path: Path) -> memoryview:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > len(self._lent):
+                self._lent = bytearray(size)
+            view, found = memoryview(self._lent)[:size], 0
+            while found < size:
+                got = file.readinto(view[found:])
+                if not got:
+                    break
+                found += got
+            return view[:found]
+
+    def append(self, path: Path, *pieces: bytes | bytearray | memoryview) -> None:
         handle = self._handle(path)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(handle, view) :]
+        left = list(pieces)
+        while left:
+            written = os.writev(handle, left[:PIECES_AT_ONCE])
+            done = 0
+            while done < len(left) and written >= len(left[done]):
+                written -= len(left[done])
+                done += 1
+            del left[:done]
+            if written:  # a piece was cut short, as on a disk that fills up
+                left[0] = memoryview(left[0])[written:]
 
     def truncate(self, path: Path, length: int) -> None:
         os.ftruncate(self._handle(path), length)

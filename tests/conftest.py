@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,3 +71,15 @@ def lake_with_policy(tmp_path: Path, checkpoint: Path) -> Path:
 def otlp(collector: Process) -> Otlp:
     """Hand-written OTLP to the test's collector."""
     return Otlp(collector.url)
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The library to preload that makes file operations fail (`worlds/fault_shim.c`)."""
+    gcc = shutil.which("gcc")
+    if gcc is None:
+        pytest.skip("needs a C compiler: install the package 'gcc'")
+    source = Path(__file__).parent / "worlds" / "fault_shim.c"
+    library = tmp_path_factory.mktemp("shim") / "fault_shim.so"
+    subprocess.run([gcc, "-shared", "-fPIC", "-O1", str(source), "-o", str(library), "-ldl"], check=True)
+    return str(library)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from pathlib import Path
@@ -34,14 +36,18 @@ def sources(part: str) -> list[Path]:
     return sorted(
         path
         for path in (ROOT / part).rglob("*")
-        if path.suffix in (".py", ".sql", ".yml", ".typed") and "__pycache__" not in path.parts
+        if path.suffix in (".py", ".c", ".sql", ".yml", ".typed") and "__pycache__" not in path.parts
     )
 
 
-def test_the_wheel_holds_every_file_of_the_folders_and_no_other(tmp_path: Path) -> None:
-    wheel = build_wheel(tmp_path)
+@pytest.mark.parametrize("compiler", [None, "false"], ids=["as it is", "without a compiler"])
+def test_the_wheel_holds_every_file_of_the_folders_and_no_other(tmp_path: Path, compiler: str | None) -> None:
+    wheel = build_wheel(tmp_path, compiler)
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("otel_lightning/")}
     expected = {f"otel_lightning/{path.relative_to(ROOT).as_posix()}" for part in PARTS for path in sources(part)}
+    if compiler is None and shutil.which("cc"):
+        # The native decoder is an extra: it is built where it can be, and its absence stops no install.
+        expected.add(f"otel_lightning/collector/wire{sysconfig.get_config_var('EXT_SUFFIX')}")
     assert packed == expected
 
 

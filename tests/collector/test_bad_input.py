@@ -14,11 +14,13 @@ from urllib.parse import urlsplit
 
 import grpc
 import pytest
+from google.rpc.error_details_pb2 import BadRequest
 from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
+from wire_noise import nested
 
 from otel_lightning.app.errors import SenderError
 from otel_lightning.collector.check import check_json, check_protobuf
@@ -50,27 +52,6 @@ def spans(*ids: tuple[bytes, bytes], name: str = "n") -> bytes:
 
 
 GOOD = spans((b"\1" * 16, b"\2" * 8))
-
-
-def nested(levels: int) -> bytes:
-    """A span whose attribute is a list in a list in a list …, as protobuf bytes."""
-    value = b""
-    for _ in range(levels):
-        array = b"\x0a" + _varint(len(value)) + value
-        value = b"\x2a" + _varint(len(array)) + array
-    attribute = b"\x0a\x01a\x12" + _varint(len(value)) + value
-    span = b"\x0a\x10" + b"\1" * 16 + b"\x12\x08" + b"\2" * 8 + b"\x4a" + _varint(len(attribute)) + attribute
-    scope = b"\x12" + _varint(len(span)) + span
-    of = b"\x12" + _varint(len(scope)) + scope
-    return b"\x0a" + _varint(len(of)) + of
-
-
-def _varint(number: int) -> bytes:
-    out = b""
-    while number > 127:
-        out += bytes([number & 127 | 128])
-        number >>= 7
-    return out + bytes([number])
 
 
 def json_span(**fields: Any) -> dict[str, Any]:
@@ -124,10 +105,15 @@ def test_a_bad_body_is_answered_with_a_status_in_its_own_encoding(
     if content_type == JSON:
         assert answer.headers["content-type"] == JSON
         assert answer.json["message"] and answer.json["code"]
+        if expected == 400:
+            assert answer.json["details"][0]["@type"] == "type.googleapis.com/google.rpc.BadRequest"
     else:
         assert answer.headers["content-type"] == PROTOBUF
         status = Status.FromString(answer.body)
         assert status.message and status.code
+        if expected == 400:
+            violations = BadRequest()
+            assert status.details[0].Unpack(violations) and violations.field_violations
     assert post(limited.url, "/v1/traces", GOOD).status == 200
 
 

@@ -10,9 +10,11 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from google.protobuf.json_format import MessageToDict
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -138,14 +140,48 @@ def assert_same_place(row: dict[str, Any], scope: Any, of: Any) -> None:
     assert row["scope_schema_url"] == (scope.schema_url or None)
 
 
-def test_every_captured_payload_comes_back_field_by_field(collector: Any, post: Any, read: Any) -> None:
+SERVICES = {"traces": "trace.v1.TraceService", "logs": "logs.v1.LogsService", "metrics": "metrics.v1.MetricsService"}
+
+
+def sender(collector: Any, post: Any, transport: str) -> Callable[[str, bytes], None]:
+    """Sends a protobuf body of a signal over one transport, and looks at the answer."""
+    if transport == "grpc":
+        channel = grpc.insecure_channel(collector.line("listening grpc").split("//")[-1])
+
+        def send(signal: str, body: bytes) -> None:
+            path = f"/opentelemetry.proto.collector.{SERVICES[signal]}/Export"
+            assert channel.unary_unary(path)(body, timeout=30) == b""
+
+    elif transport == "json":
+
+        def send(signal: str, body: bytes) -> None:
+            text = json.dumps(otlp_json(REQUESTS[signal].FromString(body)))
+            answer = post(collector.url, f"/v1/{signal}", text, "application/json")
+            assert (answer.status, answer.json, answer.headers["content-type"]) == (200, {}, "application/json")
+
+    else:
+
+        def send(signal: str, body: bytes) -> None:
+            answer = post(collector.url, f"/v1/{signal}", body)
+            assert (answer.status, answer.body) == (200, b"")
+            assert answer.headers["content-type"] == "application/x-protobuf"
+
+    return send
+
+
+@pytest.mark.parametrize("decoder", ["native", "python"])
+@pytest.mark.parametrize("transport", ["grpc", "protobuf", "json"])
+def test_every_captured_payload_comes_back_field_by_field(
+    start: Any, tmp_path: Path, post: Any, read: Any, transport: str, decoder: str
+) -> None:
+    arguments = ("--lake", str(tmp_path / "lake"), "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
+    collector = start("lightning-collect", *arguments, LIGHTNING_COLLECT_DECODER=decoder)
+    send = sender(collector, post, transport)
     spans, records, points = [], [], []
     for path in sorted((FIXTURES / "otlp").rglob("*.pb")):
         signal = re.sub(r".*-(\w+)\.pb", r"\1", path.name)
         body = path.read_bytes()
-        answer = post(collector.url, f"/v1/{signal}", body)
-        assert (answer.status, answer.body) == (200, b""), path
-        assert answer.headers["content-type"] == "application/x-protobuf"
+        send(signal, body)
         request = REQUESTS[signal].FromString(body)
         if signal == "traces":
             spans += [(s, ss, rs) for rs in request.resource_spans for ss in rs.scope_spans for s in ss.spans]

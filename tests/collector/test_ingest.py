@@ -33,9 +33,9 @@ class FailingDisk(RealDisk):
         if number and part in str(path):
             raise OSError(number, "simulated")
 
-    def append(self, path: Path, data: bytes) -> None:
+    def append(self, path: Path, *pieces: bytes | bytearray | memoryview) -> None:
         self._check("append", path)
-        super().append(path, data)
+        super().append(path, *pieces)
 
     def sync(self, path: Path) -> None:
         self._check("sync", path)
@@ -73,7 +73,8 @@ def stored(ingest: Ingest) -> list[int]:
     return sorted(found)
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+@pytest.mark.row(12, 15, 18)
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EROFS])
 @pytest.mark.parametrize("operation", ["append", "sync"])
 def test_a_log_that_cannot_be_written_refuses_and_recovers_by_itself(
     ingest: Ingest, failing: dict[str, tuple[str, int]], operation: str, number: int
@@ -93,6 +94,7 @@ def test_a_log_that_cannot_be_written_refuses_and_recovers_by_itself(
     assert ingest.counters.queued_bytes == ingest.counters.pending_bytes == 0
 
 
+@pytest.mark.row(13)
 def test_parquet_that_cannot_be_written_keeps_the_log_and_fails_the_flush(
     ingest: Ingest, failing: dict[str, tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +110,7 @@ def test_parquet_that_cannot_be_written_keeps_the_log_and_fails_the_flush(
     assert ingest.problem is None and stored(ingest) == [1, 2]
 
 
+@pytest.mark.row(13)
 def test_closing_on_a_full_disk_says_so_and_the_next_start_finishes(
     ingest: Ingest, failing: dict[str, tuple[str, int]]
 ) -> None:
@@ -125,6 +128,7 @@ def test_closing_on_a_full_disk_says_so_and_the_next_start_finishes(
     assert stored(ingest) == [1]
 
 
+@pytest.mark.row(27)
 def test_too_much_waiting_is_refused_and_one_large_request_still_fits(tmp_path: Path) -> None:
     gate = threading.Event()
 
@@ -145,6 +149,7 @@ def test_too_much_waiting_is_refused_and_one_large_request_still_fits(tmp_path: 
     assert stored(ingest) == [1, 3]
 
 
+@pytest.mark.row(14)
 def test_a_backlog_or_a_nearly_full_disk_is_refused(tmp_path: Path) -> None:
     ingest = Ingest(RealDisk, Lake(tmp_path / "a"), ParquetConverter(), Limits(pending_bytes=10, roll_s=60))
     ingest.submit(request(1)).result(10)

@@ -36,6 +36,7 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *parts: str, code: i
         assert part in lines[0], lines[0]
 
 
+@pytest.mark.row(10)
 def test_a_second_collector_on_the_same_lake_is_refused(collector: Any, script: Any, tmp_path: Path) -> None:
     done = script("lightning-collect", "--lake", str(tmp_path / "lake"), *FREE)
     assert_one_line(done, "another lightning-collect already serves", "--lake")
@@ -124,6 +125,7 @@ def test_files_are_private_and_content_is_in_no_line_we_print(start: Any, post: 
         assert mode == (0o700 if path.is_dir() else 0o600), f"{path} {mode:o}"
 
 
+@pytest.mark.row(12, 19)
 def test_a_full_disk_refuses_and_keeps_what_was_acknowledged(start: Any, post: Any, read: Any, tmp_path: Path) -> None:
     # Files of that process cannot grow past 64 KiB: the real kernel cuts a write short, then refuses.
     wrapper = (
@@ -167,6 +169,7 @@ def test_a_full_disk_refuses_and_keeps_what_was_acknowledged(start: Any, post: A
     assert sorted(stored) == [number for number, status in enumerate(statuses, 1) if status == 200]
 
 
+@pytest.mark.row(18)
 def test_a_lake_that_cannot_be_written_is_one_line(script: Any, tmp_path: Path) -> None:
     if os.geteuid() == 0:
         lake = Path("/proc/lake")  # root may write anywhere else

@@ -8,11 +8,17 @@ from pathlib import Path
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from otel_lightning.collector import wal as wal_module
 from otel_lightning.collector.parquet import ParquetConverter
 from otel_lightning.collector.recovery import convert_segment, recover
-from otel_lightning.collector.wal import FRAME, Frame, decode_frames, encode_frames
+from otel_lightning.collector.wal import FRAME, Frame, decode_frames
 from otel_lightning.store.fs import RealDisk
 from otel_lightning.store.lake import Lake
+
+
+def encode_frames(frames: list[Frame], marker: bytes) -> bytes:
+    return b"".join(wal_module.encode_frames(frames, marker))
+
 
 MARKER = bytes(range(200, 208))
 FRAMES = [Frame("spans", 7, 1 + 3 * i, 3, f"request {i} ".encode() * (i + 1)) for i in range(6)]
@@ -25,6 +31,7 @@ def test_what_was_written_is_read() -> None:
     assert decode_frames(b"", MARKER) == ([], [])
 
 
+@pytest.mark.row(20)
 def test_a_log_cut_anywhere_keeps_its_whole_frames() -> None:
     for cut in range(len(DATA)):
         frames, damages = decode_frames(DATA[:cut], MARKER)
@@ -33,6 +40,7 @@ def test_a_log_cut_anywhere_keeps_its_whole_frames() -> None:
         assert bool(damages) == (cut not in STARTS)
 
 
+@pytest.mark.row(21)
 def test_a_byte_flipped_anywhere_costs_its_own_frame_only() -> None:
     for at in range(len(DATA)):
         damaged = DATA[:at] + bytes([DATA[at] ^ 0x55]) + DATA[at + 1 :]
@@ -42,6 +50,7 @@ def test_a_byte_flipped_anywhere_costs_its_own_frame_only() -> None:
         assert [(d.start, d.end) for d in damages] == [(STARTS[hit], STARTS[hit + 1])]
 
 
+@pytest.mark.row(22)
 @pytest.mark.parametrize("length", [0, 1, 2**31, 2**32 - 1])
 def test_a_wrong_length_is_never_believed(length: int) -> None:
     at = STARTS[2] + len(MARKER)
@@ -96,6 +105,7 @@ def test_a_request_that_cannot_become_rows_is_set_aside_alone(tmp_path: Path) ->
     assert (lake.quarantine / aside[0]).read_bytes() == b"\xff"
 
 
+@pytest.mark.row(11)
 def test_a_lost_collector_id_is_read_from_the_log(tmp_path: Path) -> None:
     disk, lake = RealDisk(), Lake(tmp_path / "lake")
     wal = recover(disk, lake, ParquetConverter()).wal
@@ -106,6 +116,7 @@ def test_a_lost_collector_id_is_read_from_the_log(tmp_path: Path) -> None:
     assert (again.segments, again.rows, again.wal.next_seq) == (1, 1, 2)
 
 
+@pytest.mark.row(23)
 def test_an_empty_segment_and_a_foreign_file_do_not_stop_the_start(tmp_path: Path) -> None:
     disk, lake = RealDisk(), Lake(tmp_path / "lake")
     recover(disk, lake, ParquetConverter())

@@ -49,6 +49,7 @@ def test_an_entry_says_what_its_file_holds(tmp_path: Path) -> None:
         assert footer.row_group(0).column(0).compression == "ZSTD"
 
 
+@pytest.mark.row(25)
 @pytest.mark.parametrize("damage", [None, b"", b"{", b"[]", b'{"files": [{}]}'])
 def test_a_lost_or_damaged_entry_is_rebuilt_from_its_files(tmp_path: Path, damage: bytes | None) -> None:
     lake = _lake(tmp_path)
@@ -66,6 +67,7 @@ def test_a_lost_or_damaged_entry_is_rebuilt_from_its_files(tmp_path: Path, damag
     assert (wal.next_seq, wal.seal()) == (3, [])
 
 
+@pytest.mark.row(23)
 @pytest.mark.parametrize("damage", [b"", b"PAR1", None])
 def test_a_torn_data_file_without_entry_is_set_aside(tmp_path: Path, damage: bytes | None) -> None:
     lake = _lake(tmp_path)

@@ -2,8 +2,9 @@
 
 Each seed is one life of a collector: requests are appended in groups and acknowledged, segments roll, the
 power goes at some operation, recovery is interrupted too, and at the end the lake is read as readers do.
-A byte-copying converter stands in for Parquet; everything else is what runs in production. The planted
-mistakes below show that the test can fail.
+Twenty thousand lives pass with a byte-copying converter in place of Parquet, everything else as in production;
+three hundred with Parquet itself. The planted mistakes below show that the test can fail. `make soak` lives a
+million and twenty thousand lives; a seed that fails is added to REMEMBERED.
 """
 
 from __future__ import annotations
@@ -11,15 +12,21 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from simulated_disk import PowerLossError, SimulatedDisk
 
 from otel_lightning.collector import recovery
+from otel_lightning.collector.parquet import ParquetConverter
 from otel_lightning.collector.recovery import Content, Origin, convert_segment, recover
 from otel_lightning.collector.wal import Frame, Wal
 from otel_lightning.store.lake import SIGNALS, Lake
@@ -27,6 +34,10 @@ from otel_lightning.store.manifest import read_entries
 
 LAKE = Lake(Path("/lake"))
 SEEDS = 20_000
+PARQUET_SEEDS = 300
+SOAK_SEEDS = int(os.environ.get("SOAK_SEEDS", "1000000"))
+SOAK_PARQUET_SEEDS = int(os.environ.get("SOAK_PARQUET_SEEDS", "20000"))
+REMEMBERED: tuple[int, ...] = ()
 SEEDS_PER_PLANTED_MISTAKE = 3_000
 BEGAN_UNIX_NANO = 1_795_000_000_000_000_000
 
@@ -38,7 +49,7 @@ class CopyingConverter:
         found: dict[str, list[str]] = {}
         for frame in frames:
             found.setdefault(frame.signal, []).extend(
-                f"{frame.first_seq + row} {frame.body.decode()}/{row}" for row in range(frame.rows)
+                f"{frame.first_seq + row} {bytes(frame.body).decode()}/{row}" for row in range(frame.rows)
             )
         head = json.dumps(vars(origin))
         return {signal: Content("\n".join([head, *rows, "end"]).encode(), len(rows)) for signal, rows in found.items()}
@@ -49,13 +60,50 @@ class CopyingConverter:
             return None
         return Origin(**json.loads(lines[0])), len(lines) - 2
 
+    def body(self, signal: str, name: str, rows: int) -> bytes:
+        """A request whose rows are called `name`/0, `name`/1, …"""
+        return name.encode()
+
+    def rows(self, signal: str, data: bytes) -> list[tuple[int, str]]:
+        """(seq, name) of each row of a file; AssertionError when it is not whole."""
+        assert data.endswith(b"\nend"), "a live file is torn"
+        found = [line.split(" ") for line in data.decode().split("\n")[1:-1]]
+        return [(int(seq), name) for seq, name in found]
+
+
+class RealConverter(ParquetConverter):
+    """Parquet as in production, with requests to feed it and a reader."""
+
+    def body(self, signal: str, name: str, rows: int) -> bytes:
+        if signal == "events":
+            logs = ExportLogsServiceRequest()
+            records = logs.resource_logs.add().scope_logs.add().log_records
+            for row in range(rows):
+                records.add(event_name=f"{name}/{row}")
+            return logs.SerializeToString()
+        request = ExportTraceServiceRequest()
+        spans = request.resource_spans.add().scope_spans.add().spans
+        for row in range(rows):
+            spans.add(trace_id=b"\1" * 16, span_id=(row + 1).to_bytes(8, "big"), name=f"{name}/{row}")
+        return request.SerializeToString()
+
+    def rows(self, signal: str, data: bytes) -> list[tuple[int, str]]:
+        name = "name" if signal == "spans" else "event_name"
+        table = pq.read_table(
+            pa.BufferReader(data), columns=["seq", name], page_checksum_verification=True, use_threads=False
+        )
+        return list(zip(table["seq"].to_pylist(), table[name].to_pylist(), strict=True))
+
 
 CONVERTER = CopyingConverter()
+AnyConverter = CopyingConverter | RealConverter
 
 
 @dataclass
 class Life:
     """What the senders know: what they sent, and what they were told is safe."""
+
+    converter: AnyConverter
 
     sent: set[str] = field(default_factory=set)
     acknowledged: set[str] = field(default_factory=set)
@@ -71,10 +119,11 @@ def _live(disk: SimulatedDisk, wal: Wal, life: Life, chance: random.Random, grou
         seq = wal.next_seq
         for _ in range(chance.choice((1, 1, 2, 3))):
             life.number += 1
-            body, count = f"request{life.number}", chance.choice((1, 1, 3))
+            name, count = f"request{life.number}", chance.choice((1, 1, 3))
             signal = "events" if life.number % 4 == 0 else "spans"
-            frames.append(Frame(signal, BEGAN_UNIX_NANO + life.number, seq, count, body.encode()))
-            rows |= {f"{body}/{row}" for row in range(count)}
+            body = life.converter.body(signal, name, count)
+            frames.append(Frame(signal, BEGAN_UNIX_NANO + life.number, seq, count, body))
+            rows |= {f"{name}/{row}" for row in range(count)}
             seq += count
         life.sent |= rows
         try:
@@ -86,26 +135,24 @@ def _live(disk: SimulatedDisk, wal: Wal, life: Life, chance: random.Random, grou
             waiting += wal.seal()
         while waiting:
             try:
-                convert_segment(disk, LAKE, wal, waiting[0], CONVERTER)
+                convert_segment(disk, LAKE, wal, waiting[0], life.converter)
             except OSError:
                 break
             waiting.pop(0)
 
 
-def _rows_by_manifest(disk: SimulatedDisk) -> dict[int, str]:
+def _rows_by_manifest(disk: SimulatedDisk, converter: AnyConverter) -> dict[int, str]:
     """What readers see, by seq: every file named is there, whole and as long as promised."""
     rows: dict[int, str] = {}
     for entry in read_entries(disk, LAKE):
         for file in entry.files:
             data = disk.read(LAKE.root / file.path)
-            inspected = CONVERTER.inspect(data)
-            assert inspected is not None, "a live file is torn"
-            assert inspected[1] == file.rows
-            for line in data.decode().split("\n")[1:-1]:
-                seq, _, row = line.partition(" ")
-                assert int(seq) not in rows, f"seq {seq} was given out twice"
-                assert entry.first_seq <= int(seq) <= entry.last_seq
-                rows[int(seq)] = row
+            found = converter.rows(file.signal, data)
+            assert len(found) == file.rows
+            for seq, row in found:
+                assert seq not in rows, f"seq {seq} was given out twice"
+                assert entry.first_seq <= seq <= entry.last_seq
+                rows[seq] = row
     return rows
 
 
@@ -117,7 +164,7 @@ def _files(disk: SimulatedDisk) -> set[str]:
     return found
 
 
-def run_seed(seed: int, disk_class: type[SimulatedDisk] = SimulatedDisk) -> None:
+def run_seed(seed: int, disk_class: type[SimulatedDisk] = SimulatedDisk, converter: AnyConverter = CONVERTER) -> None:
     """One life; AssertionError when a promise is broken."""
     chance = random.Random(seed)
     errors = {}
@@ -125,9 +172,9 @@ def run_seed(seed: int, disk_class: type[SimulatedDisk] = SimulatedDisk) -> None
         start, length = chance.randrange(18, 60), chance.choice((1, 1, 2, 6))
         errors = {start + i: chance.choice((errno.EIO, errno.ENOSPC)) for i in range(length)}
     disk = disk_class(chance, power_fails_at=chance.randrange(1, 75), errors_at=errors)
-    life = Life()
+    life = Life(converter)
     try:
-        wal = recover(disk, LAKE, CONVERTER).wal
+        wal = recover(disk, LAKE, converter).wal
         _live(disk, wal, life, chance, groups=6)
     except (PowerLossError, OSError):
         pass  # an error while starting ends the process in one line; the next start tries again
@@ -138,17 +185,17 @@ def run_seed(seed: int, disk_class: type[SimulatedDisk] = SimulatedDisk) -> None
             {k: v for k, v in vars(lost).items() if k not in ("operations", "power_fails_at", "errors_at")}
         )
         try:
-            wal = recover(disk, LAKE, CONVERTER).wal
+            wal = recover(disk, LAKE, converter).wal
             break
         except PowerLossError:
             continue
 
     disk.power_fails_at = None
-    first = _rows_by_manifest(disk)
+    first = _rows_by_manifest(disk, converter)
     _live(disk, wal, life, chance, groups=2)
     for segment in wal.seal():
-        convert_segment(disk, LAKE, wal, segment, CONVERTER)
-    rows = _rows_by_manifest(disk)
+        convert_segment(disk, LAKE, wal, segment, converter)
+    rows = _rows_by_manifest(disk, converter)
     stored = list(rows.values())
     assert life.acknowledged <= set(stored), f"lost {sorted(life.acknowledged - set(stored))[:3]}"
     assert len(stored) == len(set(stored)), "stored twice"
@@ -160,10 +207,32 @@ def run_seed(seed: int, disk_class: type[SimulatedDisk] = SimulatedDisk) -> None
     assert not [name for name in disk.names(LAKE.wal) if name.endswith(".wal")]
 
 
+@pytest.mark.row(3, 5, 6, 7, 11)
 def test_nothing_acknowledged_is_lost_or_doubled_whenever_the_power_goes() -> None:
-    for seed in range(SEEDS):
+    live_through((*REMEMBERED, *range(SEEDS)), CONVERTER)
+
+
+@pytest.mark.row(3, 5, 6)
+def test_nor_with_parquet_itself() -> None:
+    live_through(range(PARQUET_SEEDS), RealConverter())
+
+
+@pytest.mark.soak
+@pytest.mark.row(6)
+def test_a_million_lives() -> None:
+    live_through(range(SEEDS, SOAK_SEEDS), CONVERTER)
+
+
+@pytest.mark.soak
+@pytest.mark.row(6)
+def test_twenty_thousand_lives_with_parquet_itself() -> None:
+    live_through(range(PARQUET_SEEDS, SOAK_PARQUET_SEEDS), RealConverter())
+
+
+def live_through(seeds: Iterable[int], converter: AnyConverter) -> None:
+    for seed in seeds:
         try:
-            run_seed(seed)
+            run_seed(seed, converter=converter)
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {error}") from error
 
@@ -200,6 +269,7 @@ SURVIVED = {
 }
 
 
+@pytest.mark.row(6, 7)
 @pytest.mark.parametrize("mistake", CAUGHT)
 def test_a_forgotten_fsync_is_caught(mistake: str) -> None:
     with pytest.raises((AssertionError, FileNotFoundError)):
@@ -221,6 +291,7 @@ class _TriesAgain(SimulatedDisk):
             super().sync(path)
 
 
+@pytest.mark.row(15)
 def test_a_second_fsync_after_one_that_failed_is_caught() -> None:
     with pytest.raises(AssertionError, match=r"lost|torn"):
         for seed in range(SEEDS_PER_PLANTED_MISTAKE):

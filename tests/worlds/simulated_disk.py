@@ -53,8 +53,11 @@ class SimulatedDisk:
     def read(self, path: Path) -> bytes:
         return self._file(path).cached
 
-    def append(self, path: Path, data: bytes) -> None:
-        name = str(path)
+    def lend(self, path: Path) -> bytes:
+        return self.read(path)
+
+    def append(self, path: Path, *pieces: bytes | bytearray | memoryview) -> None:
+        name, data = str(path), b"".join(pieces)
         file = self._cached.setdefault(name, _File())
         try:
             self._tick()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,17 +12,19 @@ ROOT = Path(__file__).parents[2]
 PARTS = ("app", "collector", "instrumentation", "serving", "store", "training", "transforms")
 
 
-def build_wheel(folder: Path) -> Path:
-    """The path of the wheel, in `folder`."""
+def build_wheel(folder: Path, compiler: str | None = None) -> Path:
+    """The path of the wheel, in `folder`; `compiler` takes the place of the C compiler."""
     copy = folder / "copy"
     copy.mkdir()
     for name in (*PARTS, "pyproject.toml", "README.md", "LICENSE"):
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
         else:
             shutil.copy(source, copy / name)
     code = "import setuptools.build_meta as b, sys; print(b.build_wheel(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", code, str(folder)], cwd=copy, check=True, capture_output=True)
+    environment = os.environ | ({"CC": compiler} if compiler else {})
+    command = [sys.executable, "-c", code, str(folder)]
+    subprocess.run(command, cwd=copy, env=environment, check=True, capture_output=True)
     (wheel,) = folder.glob("*.whl")
     return wheel

@@ -1,0 +1,1 @@
+"""What the collector's benchmark drives, and what it drives it with."""
