@@ -1,7 +1,8 @@
-"""Frames to Parquet bytes: zstd 1, 4 MiB checksummed pages, row groups of 64 k, origin in the file's metadata."""
+"""Frames to Parquet bytes: zstd 1 (3 when files are merged), 4 MiB checksummed pages, row groups of 64 k, origin in the file's metadata."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -35,21 +36,25 @@ class ParquetConverter:
                 int(named[b"lightning.segment"]),
                 int(named[b"lightning.first_seq"]),
                 int(named[b"lightning.last_seq"]),
+                named.get(b"lightning.stem", b"").decode(),
+                tuple(json.loads(named.get(b"lightning.replaces", b"[]"))),
             )
         except (pa.ArrowException, OSError, KeyError, ValueError):
             return None
         return origin, footer.num_rows
 
 
-def parquet_bytes(table: pa.Table, origin: Origin) -> bytes:
+def parquet_bytes(table: pa.Table, origin: Origin, compression_level: int = 1) -> bytes:
     """`table` as one Parquet file in memory."""
-    named = {f"lightning.{key}": str(value) for key, value in vars(origin).items()}
+    named = {f"lightning.{key}": str(value) for key, value in vars(origin).items() if key not in ("stem", "replaces")}
+    if origin.stem:
+        named |= {"lightning.stem": origin.stem, "lightning.replaces": json.dumps(origin.replaces)}
     sink = pa.BufferOutputStream()
     pq.write_table(
         table.replace_schema_metadata({**(table.schema.metadata or {}), **named}),
         sink,
         compression="zstd",
-        compression_level=1,
+        compression_level=compression_level,
         row_group_size=ROW_GROUP_ROWS,
         data_page_size=PAGE_BYTES,
         write_page_checksum=True,

@@ -20,8 +20,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from otel_lightning.app.errors import BusyError, SenderError
 from otel_lightning.app.listen import Address, bound
 from otel_lightning.collector.answers import STATUS_CODES, encode, export_response, status
-from otel_lightning.collector.check import Accepted, check_json, check_protobuf
+from otel_lightning.collector.check import Accepted
 from otel_lightning.collector.config import CollectConfig
+from otel_lightning.collector.forward import Forwarder
 from otel_lightning.collector.http_connection import Connection, Limits, Request, Response
 from otel_lightning.collector.ingest import Ingest
 from otel_lightning.collector.metrics import prometheus
@@ -55,6 +56,8 @@ class HttpServer:
         self.scheme = "http" if tls is None else "https"
         self._ingest, self._listener, self._tls = ingest, listener, tls
         self._token = token.encode() if token else None
+        self._allowed_hosts = frozenset(name.lower() for name in config.allowed_hosts)
+        self.forwarders: tuple[Forwarder, ...] = ()
         self._limits = Limits(config.max_body_bytes, config.queued_bytes, config.max_connections, config.read_timeout_s)
         self._connections: set[Connection] = set()
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="check")
@@ -99,6 +102,9 @@ class HttpServer:
         headers, path = request.headers, request.path.rstrip("/")
         if b"origin" in headers:
             return self.problem(403, "browsers may not send here", request)
+        # A name that public DNS gives out may be a web page's, pointed at this machine (DNS rebinding).
+        if self._token is None and not is_private_name(headers.get(b"host", b""), self._allowed_hosts):
+            return self.problem(403, "this host name is not served; add it to allowed_hosts, or use a token", request)
         if request.method == "GET" and path in ("/healthz", "/readyz"):
             return None
         if self._token is not None:
@@ -135,7 +141,7 @@ class HttpServer:
         elif path == "/flush":
             self._flush(request, reply)
         elif path == "/metrics":
-            reply(Response(200, TEXT, prometheus(self._ingest, len(self._connections)).encode()))
+            reply(Response(200, TEXT, prometheus(self._ingest, len(self._connections), self.forwarders).encode()))
         elif path == "/readyz" and self._ingest.problem is not None:
             reply(Response(503, TEXT, self._ingest.problem.encode()))
         else:
@@ -172,7 +178,8 @@ class HttpServer:
             body = request.body
             if _encoding(request) == "gzip":
                 body = inflate(body, self._limits.body_bytes)
-            return (check_json if _content_type(request) == JSON else check_protobuf)(signal, body)
+            acceptance = self._ingest.acceptance
+            return (acceptance.json if _content_type(request) == JSON else acceptance.protobuf)(signal, body)
         except TooLarge as error:
             return self.problem(413, str(error), request)
         except SenderError as error:
@@ -244,6 +251,17 @@ def inflate(body: bytes, limit: int) -> bytes:
         if not body:
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
     raise SenderError(f"the gzip body has more than {MAX_GZIP_MEMBERS} members")
+
+
+def is_private_name(host: bytes, allowed: frozenset[str]) -> bool:
+    """Whether a Host header names this machine in a way that no web page can: an address, a local or a known name."""
+    name = host.decode("latin-1").strip().lower()
+    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+    name = name.rstrip(".")
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(name)
+        return True
+    return "." not in name or name.endswith((".localhost", ".internal", ".cluster.local", ".svc")) or name in allowed
 
 
 def _signal(path: str) -> str | None:
