@@ -63,12 +63,22 @@ def drawers(disk: Disk, lake: Lake) -> dict[Drawer, list[Live]]:
     return dict(sorted(found.items()))
 
 
-def replace_files(disk: Disk, lake: Lake, drawer: Drawer, old: Sequence[Live], make: Make, now_unix_nano: int) -> Entry:
+def replace_files(
+    disk: Disk,
+    lake: Lake,
+    drawer: Drawer,
+    old: Sequence[Live],
+    make: Make,
+    now_unix_nano: int,
+    *,
+    verify: bool = True,
+) -> Entry:
     """Let one file, or none, stand for the `old` ones of a drawer. `make` gets their bytes and gives the new one's.
 
-    LightningError when an old file is not what its entry promises: then nothing is changed.
+    LightningError when an old file is not what its entry promises: then nothing is changed. Without `verify` old files
+    are not opened and `make` gets no bytes.
     """
-    contents = [_verified(disk, lake, file) for _, file in old]
+    contents = [_verified(disk, lake, file) for _, file in old] if verify else []
     number = 1 + max(revision(entry.name) for entry, _ in old)
     first = min(_first_segment(entry) for entry, _ in old)
     last = max(entry.segment for entry, _ in old)

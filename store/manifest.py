@@ -115,6 +115,11 @@ def live(entries: Iterable[Entry]) -> list[tuple[Entry, DataFile]]:
     return [(entry, file) for entry in ordered for file in entry.files if file.path not in replaced]
 
 
+def sources(entries: Iterable[Entry]) -> dict[str, tuple[str, ...]]:
+    """For each file that stands for others: which."""
+    return {file.path: entry.replaces for entry in entries if entry.replaces for file in entry.files}
+
+
 def live_files(lake: Lake, signal: str) -> list[Path]:
     """Absolute paths of the live Parquet files of `signal`, by collector and segment."""
     return [lake.root / file.path for _, file in live(read_entries(RealDisk(), lake)) if file.signal == signal]

@@ -21,6 +21,17 @@ BATCH_ROWS = 1000
 
 def ask(lake: Path, query: str, form: Form) -> None:
     """Print the rows of `query`; LightningError with DuckDB's own first line when it is not right."""
+    try:
+        _ask(lake, query, form)
+    except duckdb.IOException:
+        # A compaction or a deletion took a file away since the list of files was made: ask again with what is live.
+        try:
+            _ask(lake, query, form)
+        except duckdb.Error as error:
+            raise LightningError(f"the query was not answered: {_first_line(error)}") from None
+
+
+def _ask(lake: Path, query: str, form: Form) -> None:
     with open_tables(lake, locked=True) as connection:
         try:
             statements = connection.extract_statements(query)
@@ -40,6 +51,8 @@ def ask(lake: Path, query: str, form: Form) -> None:
                         writer.writerow(["" if value is None else _text(value) for value in row])
                     else:
                         print(json.dumps(dict(zip(names, row, strict=True)), default=_plain, ensure_ascii=False))
+        except duckdb.IOException:
+            raise
         except duckdb.Error as error:
             raise LightningError(f"the query was not answered: {_first_line(error)}") from None
 
