@@ -79,13 +79,14 @@ def check(*, lake: Path = DEFAULT_LAKE, repair: Flag = False, json: Flag = False
     from otel_lightning.collector.scrub import scrub
     from otel_lightning.store.lake import Lake
 
+    home = Lake.existing(lake)
     with progress("check") as bar:
 
         def advance(done: int, total: int) -> None:
             bar.total = total
             bar.advance()
 
-        found = scrub(Lake.existing(lake), repair=repair, progress=advance)
+        found = scrub(home, repair=repair, progress=advance)
     if json:
         print(found.as_json())
         return 1 if found.damage else 0

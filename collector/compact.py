@@ -131,13 +131,12 @@ def groups(files: Sequence[Live], loaded_bytes: Callable[[Live], int], memory_by
 def merge(signal: str, done: Compacted) -> Make:
     """The Parquet way from several files' bytes to one's."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    from otel_lightning.collector.parquet import parquet_bytes
+    from otel_lightning.collector.parquet import parquet_bytes, read_rows
 
     def make(contents: Sequence[bytes], origin: Origin) -> Content | None:
         try:
-            tables = [pq.read_table(pa.BufferReader(data), page_checksum_verification=True) for data in contents]
+            tables = [read_rows(data) for data in contents]
         except (pa.ArrowException, OSError):
             raise LightningError("a data file cannot be read; run lightning-collect check") from None
         # Files of an older version may lack columns that newer ones have.

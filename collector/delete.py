@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from otel_lightning.app.errors import LightningError, UsageError
 from otel_lightning.collector.erase import erase, mentions, names_of
-from otel_lightning.collector.parquet import ParquetConverter, parquet_bytes
+from otel_lightning.collector.parquet import ParquetConverter, parquet_bytes, read_rows
 from otel_lightning.collector.recovery import Content, Origin
 from otel_lightning.collector.rewrite import (
     Make,
@@ -91,7 +90,7 @@ def _trace_id(text: str) -> str:
 def _names(lake: Lake, traces: frozenset[str]) -> set[tuple[str, str]]:
     """Names that rows of these traces have and no other trace in the lake has."""
     own: set[tuple[str, str]] = set()
-    tables = [pq.read_table(path, columns=["trace_id", *NAMES]) for path in live_files(lake, "spans")]
+    tables = [read_rows(path, ["trace_id", *NAMES]) for path in live_files(lake, "spans")]
     if tables:
         own = names_of(pa.concat_tables(tables), traces)
     return own
@@ -101,7 +100,7 @@ def _rewrite(lake: Lake, deleted: Deleted, report: DeletedReport) -> None:
     disk = RealDisk()
     for drawer, files in drawers(disk, lake).items():
         for entry, file in files:
-            table = pq.read_table(lake.root / file.path)
+            table = read_rows(lake.root / file.path)
             left = erase(table, drawer.signal, deleted)
             if left is table:
                 continue
@@ -112,7 +111,7 @@ def _rewrite(lake: Lake, deleted: Deleted, report: DeletedReport) -> None:
     remove_replaced(disk, lake, time.time_ns())
     for drawer, files in drawers(disk, lake).items():
         for _, file in files:
-            if mentions(pq.read_table(lake.root / file.path), deleted):
+            if mentions(read_rows(lake.root / file.path), deleted):
                 raise LightningError(f"{file.path} still mentions a deleted trace in {drawer.signal}; report this")
 
 
@@ -144,11 +143,11 @@ def _sample_ids(lake: Lake, traces: frozenset[str]) -> set[str]:
     """Ids of the samples that calls of these traces may have become: what a training run notes down."""
     calls: set[tuple[str, str, int]] = set()
     for path in sorted((lake.derived / "calls").glob("run=*/*.parquet")):
-        table = pq.read_table(path, columns=["trace_id", "span_id", "choices", "merged_span_ids"])
+        table = read_rows(path, ["trace_id", "span_id", "choices", "merged_span_ids"])
         for row in table.to_pylist():
             merged = [other.partition(":")[0] for other in row["merged_span_ids"] or ()]
             if row["trace_id"] in traces or traces.intersection(merged):
-                calls.update((row["trace_id"], row["span_id"], choice) for choice in range(row["choices"] or 1))
+                calls.update((row["trace_id"], row["span_id"], choice) for choice in range(len(row["choices"] or [0])))
     return {
         hashlib.sha256(json.dumps([trace, span, str(choice)], separators=(",", ":")).encode()).hexdigest()
         for trace, span, choice in calls

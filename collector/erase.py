@@ -12,6 +12,7 @@ import base64
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +20,9 @@ import pyarrow.compute
 import re2
 
 from otel_lightning.collector.check import REQUESTS, Accepted
+from otel_lightning.collector.config import RedactConfig
 from otel_lightning.collector.messages import add_reason, keep
+from otel_lightning.collector.redact import Rules
 from otel_lightning.collector.wal import Frame
 from otel_lightning.store.tombstones import Deleted, name_hash
 
@@ -60,7 +63,8 @@ class Refusal:
     def __init__(self, deleted: Deleted) -> None:
         self.deleted = deleted
         self._ids = frozenset(bytes.fromhex(trace) for trace in deleted.traces)
-        self._mentions = _search(deleted.traces)
+        self._mentions = _search(deleted.traces, raw=True)
+        self._in_text = _search(deleted.traces, raw=False)
 
     def apply(self, accepted: Accepted) -> Accepted:
         """What may be stored of `accepted`; rows taken out are counted as rejected."""
@@ -89,7 +93,15 @@ class Refusal:
             return body, 0
         request = REQUESTS[signal].FromString(body)
         gone, changed = getattr(self, f"_{signal}")(request)
-        return (request.SerializeToString() if gone or changed else body), gone
+        left = request.SerializeToString() if gone or changed else body
+        if self._in_text is None or self._in_text.search(left) is not None:
+            left = self._in_texts.apply(Accepted(signal, left, rows=1)).body
+        return left, gone
+
+    @cached_property
+    def _in_texts(self) -> Rules:
+        """The editor that replaces the ids in whatever text of other traces mentions them."""
+        return Rules(RedactConfig(patterns={MARK.strip("[]"): _any_of(self.deleted.traces)}))
 
     def _spans(self, request: Any) -> tuple[int, bool]:
         gone, changed = 0, False
@@ -156,7 +168,7 @@ def erase(table: pa.Table, signal: str, deleted: Deleted) -> pa.Table:
 
 def mentions(table: pa.Table, deleted: Deleted) -> bool:
     """Whether any text of `table` holds the id of a deleted trace."""
-    needle = "(?i)" + "|".join(sorted(deleted.traces))
+    needle = _any_of(deleted.traces)
     return any(_contains(column, needle) for column in table.columns)
 
 
@@ -172,16 +184,21 @@ def names_of(spans: pa.Table, traces: frozenset[str]) -> set[tuple[str, str]]:
     return own - others
 
 
-def _search(traces: frozenset[str]) -> Any:
-    """A pattern over bytes for the ids as OTLP carries them and as text; None when there are too many to search at once."""
+def _any_of(traces: frozenset[str]) -> str:
+    return f"(?i:{'|'.join(sorted(traces))})"
+
+
+def _search(traces: frozenset[str], *, raw: bool) -> Any:
+    """A pattern over bytes for the ids as text and, `raw`, as OTLP carries them; None when they are too many for one."""
     options = re2.Options()
     options.log_errors = False
     options.max_mem = SEARCH_MEMORY_BYTES
     options.encoding = re2.Options.Encoding.LATIN1
-    raw = ["".join(f"\\x{byte:02x}" for byte in bytes.fromhex(trace)) for trace in sorted(traces)]
-    text = [f"(?i:{trace})" for trace in sorted(traces)]
+    forms = [_any_of(traces)] if traces else []
+    if raw:
+        forms += ["".join(f"\\x{byte:02x}" for byte in bytes.fromhex(trace)) for trace in sorted(traces)]
     try:
-        return re2.compile("|".join([*raw, *text]).encode(), options)
+        return re2.compile("|".join(forms).encode(), options) if forms else None
     except re2.error:
         return None
 
@@ -247,7 +264,7 @@ def _without_exemplars(table: pa.Table, deleted: Deleted) -> pa.Table:
 
 
 def _without_mentions(table: pa.Table, deleted: Deleted) -> pa.Table:
-    needle = "(?i)" + "|".join(sorted(deleted.traces))
+    needle = _any_of(deleted.traces)
     pattern = re2.compile(needle)
     for position, field in enumerate(table.schema):
         if _contains(table.column(position), needle):

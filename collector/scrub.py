@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from otel_lightning.collector.parquet import ParquetConverter
+from otel_lightning.collector.parquet import ParquetConverter, read_rows
 from otel_lightning.collector.quarantine import set_aside
 from otel_lightning.collector.recovery import Origin
 from otel_lightning.collector.rewrite import maintenance
@@ -122,7 +122,6 @@ def _entries(lake: Lake, found: Scrubbed) -> list[Entry]:
 def _problem(lake: Lake, file: DataFile) -> str | None:
     """What is wrong with a live file, or None."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     path = lake.root / file.path
     try:
@@ -134,7 +133,7 @@ def _problem(lake: Lake, file: DataFile) -> str | None:
     if hashlib.sha256(data).hexdigest() != file.sha256:
         return "is not what was written: its sha256 differs from the manifest's"
     try:
-        rows = pq.read_table(pa.BufferReader(data), page_checksum_verification=True).num_rows
+        rows = read_rows(data).num_rows
     except (pa.ArrowException, OSError):
         return "cannot be decoded: its pages are damaged"
     return None if rows == file.rows else f"holds {rows} rows, the manifest says {file.rows}"

@@ -19,7 +19,6 @@ from typing import Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import orjson
-import pyarrow.parquet as pq
 
 from otel_lightning.app.errors import BusyError, LightningError, SenderError, UsageError
 from otel_lightning.app.progress import Progress, progress
@@ -34,7 +33,7 @@ from otel_lightning.collector.imports.langfuse import Langfuse, is_langfuse
 from otel_lightning.collector.imports.phoenix import Phoenix, is_phoenix
 from otel_lightning.collector.imports.source import Skipped, lines, records, sha256
 from otel_lightning.collector.ingest import Ingest, Limits
-from otel_lightning.collector.parquet import ParquetConverter
+from otel_lightning.collector.parquet import ParquetConverter, read_rows
 from otel_lightning.collector.rewrite import maintenance
 from otel_lightning.collector.serve import TOKEN_VARIABLE, make_rules
 from otel_lightning.collector.settle import lock
@@ -150,7 +149,7 @@ class _SpansOfLake(Mapping[str, str]):
         if self._found is None:
             self._found = {}
             for path in live_files(self._lake, "spans") if self._lake.manifest.is_dir() else ():
-                table = pq.read_table(path, columns=["span_id", "trace_id"])
+                table = read_rows(path, ["span_id", "trace_id"])
                 self._found.update(zip(table["span_id"].to_pylist(), table["trace_id"].to_pylist(), strict=True))
         return self._found
 

@@ -133,10 +133,7 @@ def test_a_secret_under_a_rule_is_nowhere_whatever_way_it_came_and_whatever_happ
     config = tmp_path / "collect.yaml"
     (tmp_path / "plain.yaml").write_text(f"lake: {behind}\n{FREE}")
     second = start("lightning-collect", "--config", str(tmp_path / "plain.yaml"))
-    config.write_text(
-        f"lake: {front}\n{FREE}roll_s: 600\nlog: json\n{RULES}"
-        f"forward: [{{endpoint: '{second.url}'}}]\n"
-    )
+    config.write_text(f"lake: {front}\n{FREE}roll_s: 600\nlog: json\n{RULES}forward: [{{endpoint: '{second.url}'}}]\n")
     collector = start("lightning-collect", "--config", str(config))
     printed: list[bytes] = []
     for secret, ids, first in ((CANARY, CANARY_IDS, 100), (CONTROL, CONTROL_IDS, 200)):
@@ -180,7 +177,9 @@ def test_a_secret_under_a_rule_is_nowhere_whatever_way_it_came_and_whatever_happ
 
 
 @pytest.mark.row(67)
-def test_without_rules_content_is_in_the_lake_and_in_nothing_that_is_printed(start: Any, post: Any, tmp_path: Path) -> None:
+def test_without_rules_content_is_in_the_lake_and_in_nothing_that_is_printed(
+    start: Any, post: Any, tmp_path: Path
+) -> None:
     lake = tmp_path / "lake"
     config = tmp_path / "collect.yaml"
     config.write_text(f"lake: {lake}\n{FREE}roll_s: 0.05\n")

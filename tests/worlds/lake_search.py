@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from google.protobuf.message import DecodeError
 
 from otel_lightning.collector.check import REQUESTS
 from otel_lightning.collector.wal import decode_frames
@@ -44,7 +46,8 @@ def contents(folder: Path) -> Iterator[tuple[Path, bytes]]:
             bodies += [(path.suffixes[-2][1:], data)] if path.suffix == ".pb" and len(path.suffixes) > 1 else []
             for signal, body in bodies:
                 # Ids as lists of numbers are varints on the wire: decoded they are digits.
-                yield path, _text(REQUESTS[signal].FromString(body)).encode("utf-8", "replace")
+                with contextlib.suppress(DecodeError):
+                    yield path, _text(REQUESTS[signal].FromString(body)).encode("utf-8", "replace")
 
 
 def found_in(folder: Path, needles: Iterable[bytes]) -> set[str]:
