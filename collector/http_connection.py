@@ -26,6 +26,7 @@ HEADER_DEADLINE_S = 10.0  # at most; honest clients send their headers at once
 IDLE_S = 75.0  # a little above the minute after which most clients let go of a kept-alive connection
 MIN_BODY_BYTES_PER_S = 64 << 10  # each such portion buys a slow but steady sender one more second
 DISCARD_BYTES = 1 << 20  # a refused body up to this size is read to its end, so that the connection lives on
+LINGER_BYTES = 16 << 20  # and how much of it is read and dropped: more than any socket buffers hold
 LINGER_S = 2.0  # how long a refused sender may go on writing before it is cut off without reading our answer
 
 
@@ -99,7 +100,7 @@ class Connection(asyncio.Protocol):
         self._incoming: _Incoming | None = None
         self._waiting: deque[tuple[Request, Response | None, bool]] = deque()
         self._busy = self._closing = False
-        self._header_bytes = 0
+        self._header_bytes = self._lingered_bytes = 0
         self._peer = ""
         self._header_deadline_s = min(HEADER_DEADLINE_S, limits.read_timeout_s)
         self.deadline = self._loop.time() + self._header_deadline_s
@@ -127,7 +128,11 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
-            return  # lingering: read so that the sender gets to our answer, and drop
+            # Lingering: read so that the sender gets to our answer, and drop.
+            self._lingered_bytes += len(data)
+            if self._lingered_bytes > LINGER_BYTES:
+                self._transport.abort()
+            return
         if self._incoming is None or self._incoming.request is None:
             self._header_bytes += len(data)
         try:

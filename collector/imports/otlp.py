@@ -10,13 +10,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import orjson
 from google.protobuf.message import DecodeError
 
 from otel_lightning.app.errors import UsageError
 from otel_lightning.collector.check import REQUESTS
 from otel_lightning.collector.imports.build import Piece
-from otel_lightning.collector.imports.source import Skipped, lines, read
+from otel_lightning.collector.imports.source import Skipped, lines, parse, read
 
 KEYS = {"resourceSpans": "spans", "resourceLogs": "events", "resourceMetrics": "metrics"}
 NAMES = {"spans": r"traces?|spans?", "events": r"logs?|events?", "metrics": r"metrics?"}
@@ -26,8 +25,8 @@ def json_pieces(path: Path, skipped: Skipped) -> Iterator[Piece]:
     """One request a line; a document over several lines is one as well."""
     for line in lines(path):
         try:
-            record = orjson.loads(line)
-        except orjson.JSONDecodeError:
+            record = parse(line)
+        except ValueError:
             skipped.count("lines that are no JSON")
             continue
         found = [signal for key, signal in KEYS.items() if isinstance(record, dict) and key in record]

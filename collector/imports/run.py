@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-import orjson
-
 from otel_lightning.app.errors import BusyError, LightningError, SenderError, UsageError
 from otel_lightning.app.progress import Progress, progress
 from otel_lightning.collector.acceptance import Acceptance
@@ -31,7 +29,7 @@ from otel_lightning.collector.imports import otlp
 from otel_lightning.collector.imports.build import Piece
 from otel_lightning.collector.imports.langfuse import Langfuse, is_langfuse
 from otel_lightning.collector.imports.phoenix import Phoenix, is_phoenix
-from otel_lightning.collector.imports.source import Skipped, lines, records, sha256
+from otel_lightning.collector.imports.source import Skipped, lines, parse, records, sha256
 from otel_lightning.collector.ingest import Ingest, Limits
 from otel_lightning.collector.parquet import ParquetConverter, read_rows
 from otel_lightning.collector.rewrite import maintenance
@@ -174,8 +172,8 @@ def _form(path: Path, form: Form) -> str:
         return "json"
     for line in lines(path):
         try:
-            first = orjson.loads(line)
-        except orjson.JSONDecodeError:
+            first = parse(line)
+        except ValueError:
             break
         if isinstance(first, dict) and otlp.KEYS.keys() & first.keys():
             return "json"

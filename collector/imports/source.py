@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +65,17 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def parse(text: bytes) -> Any:
+    """JSON; ValueError when it is none. Half a surrogate pair, which JavaScript writes, is let through."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        try:
+            return json.loads(text)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+
+
 def lines(path: Path) -> Iterator[bytes]:
     """JSON documents, one a line; the whole file when its first line is not one by itself."""
     with opened(path) as file:
@@ -73,12 +85,12 @@ def lines(path: Path) -> Iterator[bytes]:
         if not first:
             return
         try:
-            orjson.loads(first)
-        except orjson.JSONDecodeError:
+            parse(first)
+        except ValueError:
             whole = first + file.read()
             try:
-                orjson.loads(whole)
-            except orjson.JSONDecodeError:
+                parse(whole)
+            except ValueError:
                 # Lines after all, of which the first is damaged.
                 yield from (line for line in whole.splitlines() if line.strip())
                 return
@@ -94,8 +106,8 @@ def records(path: Path, skipped: Skipped) -> Iterator[dict[str, Any]]:
     """JSON objects: of lines, of one list, of one page of an API (`data`), or the one that the file is."""
     for line in lines(path):
         try:
-            value = orjson.loads(line)
-        except orjson.JSONDecodeError:
+            value = parse(line)
+        except ValueError:
             skipped.count("lines that are no JSON")
             continue
         if isinstance(value, dict) and isinstance(value.get("data"), list):
