@@ -37,8 +37,11 @@ class Backlog:
         self._complaining: set[str] = set()
 
     def add(self, segment: int) -> None:
-        """A segment that was converted."""
-        size = len(self._disk.read(self._path(segment)))
+        """A segment that was converted. One that is not there any more was set aside: nothing can be forwarded."""
+        try:
+            size = len(self._disk.read(self._path(segment)))
+        except FileNotFoundError:
+            return
         with self._changed:
             self._segments[segment] = _Segment(size, set(self._limits))
             for target, limit in self._limits.items():

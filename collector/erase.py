@@ -89,12 +89,12 @@ class Refusal:
 
     def _body(self, signal: str, body: bytes) -> tuple[bytes, int]:
         named = signal == "events" and bool(self.deleted.names)
-        if not named and self._mentions is not None and self._mentions.search(body) is None:
+        if not named and self._mentions is not None and self._mentions.search(bytes(body)) is None:
             return body, 0
         request = REQUESTS[signal].FromString(body)
         gone, changed = getattr(self, f"_{signal}")(request)
         left = request.SerializeToString() if gone or changed else body
-        if self._in_text is None or self._in_text.search(left) is not None:
+        if self._in_text is None or self._in_text.search(bytes(left)) is not None:
             left = self._in_texts.apply(Accepted(signal, left, rows=1)).body
         return left, gone
 

@@ -36,7 +36,7 @@ EMAIL = r"[\pL\pN._+\-]+(?:@|%40)[\pL\pN\-]+(?:\.[\pL\pN\-]+)*\.\pL{2,}"
 # digits are ids far more often than they are phone numbers, and are left.
 PHONE = (
     r"(?:\+[1-9]\d{0,2}|\b00[1-9]\d{0,2}[ .\-/])(?:[ .\-/]?\(?\d{1,5}\)?){2,6}"
-    r"|(?:\(\d{3}\) ?|\b\d{3}[ .\-])\d{3}[ .\-]\d{4}\b"
+    r"|(?:\b1[ .\-])?(?:\(\d{3}\) ?|\b\d{3}[ .\-])\d{3}[ .\-]\d{4}\b"
     r"|\(?\b0\d{2,5}\)?[ /\-]\d{3,4}(?:[ \-]?\d{2,5}){0,3}\b"
 )
 CARD = r"\d(?:[ \-]?\d){12,}"
@@ -71,9 +71,15 @@ def _any(text: str, match: Any) -> Iterator[_Span]:
 def _phones(text: str, match: Any) -> Iterator[_Span]:
     start, end = match.span()
     digits = sum(char.isdigit() for char in match.group())
-    # 3.0123 456 is a fraction and a number, not a phone.
-    if 7 <= digits <= 15 and (start == 0 or text[start - 1] not in ".,0123456789"):
+    before, after = text[start - 1 : start], text[end : end + 1]
+    # 3.0123 456 is a fraction and a number; 0625-7505 between dashes and letters is a piece of a UUID.
+    alone = before not in (".", ",") and not _is_joined(before) and not _is_joined(after)
+    if 7 <= digits <= 15 and (alone or match.group()[0] == "+"):
         yield start, end
+
+
+def _is_joined(char: str) -> bool:
+    return char.isalnum() or char in ("-", "_") if char else False
 
 
 def _cards(text: str, match: Any) -> Iterator[_Span]:

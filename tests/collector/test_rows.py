@@ -16,8 +16,9 @@ def proven() -> dict[int, list[str]]:
         for node in ast.walk(ast.parse(path.read_text())):
             for decorator in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
                 if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.row":
-                    number = ast.literal_eval(decorator.args[0])
-                    found.setdefault(number, []).append(f"{path.name}::{node.name}")
+                    for argument in decorator.args:
+                        if isinstance(argument, ast.Constant):
+                            found.setdefault(int(str(argument.value)), []).append(f"{path.name}::{node.name}")
     return found
 
 

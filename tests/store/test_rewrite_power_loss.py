@@ -26,7 +26,7 @@ from otel_lightning.store.manifest import live, read_entries
 
 LAKE = Lake(Path("/lake"))
 BEGAN_UNIX_NANO = 1_795_000_000_000_000_000
-SEEDS, MORE_SEEDS = 1_000, 30_000
+SEEDS, MORE_SEEDS = 600, 30_000
 SEEDS_PER_PLANTED_MISTAKE = 2_000
 
 
@@ -36,7 +36,7 @@ class CopyingConverter:
     def convert(self, frames: Sequence[Frame], origin: Origin) -> dict[str, Content]:
         found: dict[str, list[str]] = {}
         for frame in frames:
-            found.setdefault(frame.signal, []).append(f"{frame.first_seq} {frame.body.decode()}")
+            found.setdefault(frame.signal, []).append(f"{frame.first_seq} {bytes(frame.body).decode()}")
         return {signal: _content(rows, origin) for signal, rows in found.items()}
 
     def inspect(self, data: bytes) -> tuple[Origin, int] | None:
