@@ -198,7 +198,7 @@ def delete(
     done = delete_traces(home, trace_id, runs)
     rows = done.rows
     print(
-        f"deleted {rows['spans']} spans, {rows['events']} events, {rows['metrics']} metric points; "
+        f"deleted {done.traces} traces: {rows['spans']} spans, {rows['events']} events, {rows['metrics']} metric points; "
         f"{done.files} files rewritten, {done.quarantined} pieces removed from quarantine"
     )
     if done.unsearchable:

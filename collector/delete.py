@@ -1,7 +1,8 @@
 """lightning-collect delete TRACE_ID: afterwards its content, its ids and its feedback are in no file of the collector.
 
     settle       whatever is acknowledged is in Parquet
-    look         the names that only these traces have: response ids, sessions, rollouts
+    look         the model server's records of the same calls, and the names that only these traces have: response ids,
+                 sessions, rollouts
     bury         tombstones: readers leave the traces out at once, the collector refuses them
     settle       nothing of them is in the log or will get there
     rewrite      every data file that mentions them, without them; the old files go at once
@@ -50,6 +51,7 @@ class DeletedReport:
     """What a deletion did."""
 
     rows: dict[str, int] = field(default_factory=lambda: {"spans": 0, "events": 0, "metrics": 0})
+    traces: int = 0
     files: int = 0
     quarantined: int = 0
     unsearchable: int = 0  # pieces in quarantine that nobody can read
@@ -63,6 +65,8 @@ def delete(lake: Lake, given: Sequence[str], runs: Path) -> DeletedReport:
     report = DeletedReport()
     try:
         settle(lake)
+        traces = _with_token_records(lake, traces)
+        report.traces = len(traces)
         names = _names(lake, traces)
         trained = _sample_ids(lake, traces)
         with maintenance(lake):
@@ -85,6 +89,16 @@ def _trace_id(text: str) -> str:
             f"'{text}' is no trace id; give its 32 hexadecimal digits (lightning-transform show lists them)"
         )
     return cleaned
+
+
+def _with_token_records(lake: Lake, traces: frozenset[str]) -> frozenset[str]:
+    """These traces, and those that are nothing but a model server's records of their calls: the same words again."""
+    columns = ["trace_id", "response_id", "capture"]
+    rows = [row for path in live_files(lake, "spans") for row in read_rows(path, columns).to_pylist()]
+    responses = {row["response_id"] for row in rows if row["trace_id"] in traces and row["response_id"]}
+    records = {row["trace_id"] for row in rows if row["capture"] is not None and row["response_id"] in responses}
+    mixed = {row["trace_id"] for row in rows if row["trace_id"] in records and row["capture"] is None}
+    return traces | (records - mixed)
 
 
 def _names(lake: Lake, traces: frozenset[str]) -> set[tuple[str, str]]:
@@ -132,7 +146,7 @@ def _clean_quarantine(lake: Lake, traces: frozenset[str], report: DeletedReport)
             path.unlink()
             path.with_name(f"{path.name}.reason.json").unlink(missing_ok=True)
             report.quarantined += 1
-        elif path.suffix in (".parquet", ".frame"):
+        elif path.suffix in (".parquet", ".frame", ".wal"):
             report.unsearchable += 1
 
 

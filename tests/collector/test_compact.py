@@ -271,3 +271,40 @@ def test_a_damaged_file_is_made_again_from_a_log_that_is_still_there(tmp_path: P
     assert "made again" in scrub(lake, repair=True).repaired[0]
     ingest.close()
     assert hashlib.sha256(path.read_bytes()).hexdigest() == whole
+
+
+def test_a_collector_and_its_senders_go_on_while_a_lake_is_compacted(
+    start: Any, post: Any, script: Any, tmp_path: Path
+) -> None:
+    lake = Lake(tmp_path / "lake")
+    config = tmp_path / "collect.yaml"
+    config.write_text(f"lake: {lake.root}\nhttp: 127.0.0.1:0\ngrpc: 127.0.0.1:0\nroll_s: 0.03\n")
+    collector = start("lightning-collect", "--config", str(config))
+    stop = threading.Event()
+    acknowledged: list[int] = []
+
+    def send() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            request = ExportTraceServiceRequest()
+            spans = request.resource_spans.add().scope_spans.add().spans
+            spans.add(trace_id=b"\1" * 16, span_id=number.to_bytes(8, "big"), name="n")
+            if post(collector.url, "/v1/traces", request.SerializeToString()).status == 200:
+                acknowledged.append(number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        for _ in range(2):
+            done = script("lightning-collect", "compact", "--lake", str(lake.root), "--grace-s", "0")
+            assert done.returncode == 0, done.stderr
+    finally:
+        stop.set()
+        sender.join()
+    assert "files (" in done.stdout
+    assert collector.stop() == 0
+    stored = [int(row["span_id"], 16) for row in rows(lake)]
+    assert sorted(stored) == sorted(acknowledged) and len(stored) > 50
+    assert len(live_files(lake, "spans")) < len(stored)
+    assert scrub(lake).damage == []

@@ -25,7 +25,7 @@ from otel_lightning.transforms.config import TransformConfig
 from otel_lightning.transforms.run import run_transform
 from otel_lightning.transforms.tables import open_tables
 
-GONE, STAYS, LINKING = "aa" * 16, "bb" * 16, "cc" * 16
+GONE, STAYS, LINKING, TOKENS = "aa" * 16, "bb" * 16, "cc" * 16, "99" * 16
 SECRET = "what the person asked"
 
 
@@ -84,6 +84,10 @@ def send(otlp: Otlp, post: Any) -> tuple[list[dict[str, Any]], list[dict[str, An
         record(otlp, {**about, "lightning.target.response_id": "resp-gone"}),
         record(otlp, {**about, "session.id": "session-resp-gone"}),
     ]
+    messages = json.dumps([{"role": "user", "parts": [{"type": "text", "content": SECRET}]}])
+    record_of_serve = {"lightning.capture": "serve", "gen_ai.response.id": "resp-gone", "gen_ai.input.messages": messages,
+                       "lightning.prompt.token_ids": [1, 2], "lightning.choice.0.token_ids": [3]}  # fmt: skip
+    mine.append(span(otlp, TOKENS, "9" * 16, record_of_serve))
     otlp.send([*mine, *other, linking, carrier], [*feedback, record(otlp, {}, traceId=STAYS, spanId=f"{11:016x}")])
     assert post(otlp.url, "/v1/metrics", exemplars(GONE)).status == 200
     return [*mine, carrier], feedback
@@ -91,7 +95,7 @@ def send(otlp: Otlp, post: Any) -> tuple[list[dict[str, Any]], list[dict[str, An
 
 def needles() -> list[bytes]:
     raw = bytes.fromhex(GONE)
-    return [*forms(SECRET), GONE.encode(), raw, b"resp-gone"]
+    return [*forms(SECRET), GONE.encode(), raw, b"resp-gone", TOKENS.encode(), bytes.fromhex(TOKENS)]
 
 
 @pytest.mark.row(69)
@@ -137,7 +141,7 @@ def test_a_deleted_trace_is_in_no_file_and_a_resend_stays_out(
         json.dumps(_as_request([*again, *call(otlp, "ee" * 16, 31, "other", "r")])),
         "application/json",
     )
-    assert answer.status == 200 and answer.json["partialSuccess"]["rejectedSpans"] in (3, "3")
+    assert answer.status == 200 and answer.json["partialSuccess"]["rejectedSpans"] in (4, "4")
     assert "deleted" in answer.json["partialSuccess"]["errorMessage"]
     records = {"resourceLogs": [{"scopeLogs": [{"logRecords": feedback}]}]}
     answer = post(otlp.url, "/v1/logs", json.dumps(records), "application/json")
@@ -205,13 +209,16 @@ def test_without_a_collector_the_command_empties_the_log_itself(
     assert len([name for name in found_in(lake, needles()) if name.endswith(".wal")]) == 2
     done = script("lightning-collect", "delete", GONE.upper(), "--lake", str(lake))
     assert done.returncode == 0, done.stderr
-    assert "deleted 6 spans, 8 events" in done.stdout
+    assert "deleted 2 traces: 8 spans, 8 events" in done.stdout
     assert all(name.startswith("tombstones/") for name in found_in(lake, needles()))
     assert len(list((lake / "wal").glob("*.wal"))) == 2  # the rest still waits for the endpoint that is away
     assert {row["trace_id"] for row in read.rows("spans")} == {STAYS, LINKING}
     # The same again changes nothing and needs nothing.
     done = script("lightning-collect", "delete", GONE, "--lake", str(lake))
-    assert done.returncode == 0 and "deleted 0 spans, 0 events, 0 metric points; 0 files rewritten" in done.stdout
+    assert (
+        done.returncode == 0
+        and "deleted 1 traces: 0 spans, 0 events, 0 metric points; 0 files rewritten" in done.stdout
+    )
 
 
 @pytest.mark.parametrize(
