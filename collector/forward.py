@@ -84,7 +84,7 @@ class Target:
             raise OSError(f"{self.host} resolves to an address that is never forwarded to")
         connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout)
         connection.auto_open = 0  # never by itself, to an address nobody checked
-        raw = socket.create_connection((str(allowed[0][4][0]), self.port), timeout)
+        raw = _first_that_answers([str(item[4][0]) for item in allowed], self.port, timeout)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             connection.sock = self.tls.wrap_socket(raw, server_hostname=self.host) if self.tls else raw
@@ -92,6 +92,17 @@ class Target:
             raw.close()
             raise
         return connection
+
+
+def _first_that_answers(addresses: list[str], port: int, timeout: float) -> socket.socket:
+    """`localhost` is often two addresses of which one has a listener."""
+    for number, address in enumerate(addresses, 1):
+        try:
+            return socket.create_connection((address, port), timeout)
+        except OSError:
+            if number == len(addresses):
+                raise
+    raise AssertionError("no address")
 
 
 def is_forbidden(address: str) -> bool:

@@ -74,7 +74,10 @@ def serve(config: CollectConfig) -> int:
     try:
         listener = bind(http_address)
         bind(grpc_address).close()  # a busy port is found before anything is recovered or started
-        acceptance = Acceptance(rules, read_deleted(lake))
+        damaged: list[str] = []
+        acceptance = Acceptance(rules, read_deleted(lake, damaged))
+        if damaged:  # a start needs no human, but what these lines named is not refused
+            log.error("%s: lines that are no ids (%s); delete those traces again", lake.tombstones, ", ".join(damaged))
         with maintenance(lake):
             ingest = Ingest(
                 RealDisk,

@@ -50,9 +50,9 @@ def deleted_traces(lake: Lake) -> frozenset[str]:
     return _lines(lake, ".txt", TRACE_ID_DIGITS)
 
 
-def read_deleted(lake: Lake) -> Deleted:
-    """Everything that was deleted. StorageError when a file holds something else."""
-    return Deleted(deleted_traces(lake), _lines(lake, ".sha256", HASH_DIGITS))
+def read_deleted(lake: Lake, bad_lines: list[str] | None = None) -> Deleted:
+    """Everything that was deleted. StorageError when a file holds something else, unless `bad_lines` takes its places."""
+    return Deleted(_lines(lake, ".txt", TRACE_ID_DIGITS, bad_lines), _lines(lake, ".sha256", HASH_DIGITS, bad_lines))
 
 
 def bury(lake: Lake, traces: Iterable[str], names: Iterable[str] = ()) -> None:
@@ -70,15 +70,18 @@ def bury(lake: Lake, traces: Iterable[str], names: Iterable[str] = ()) -> None:
             write_whole(path, "".join(f"{line}\n" for line in sorted(known | new)).encode())
 
 
-def _lines(lake: Lake, ending: str, digits: int) -> frozenset[str]:
+def _lines(lake: Lake, ending: str, digits: int, bad_lines: list[str] | None = None) -> frozenset[str]:
     if not lake.tombstones.is_dir():
         return frozenset()
     found: set[str] = set()
     for path in sorted(lake.tombstones.glob(f"*{ending}")):
         if path.name.startswith("."):
             continue
-        for line in path.read_text("ascii", errors="replace").split():
+        for number, line in enumerate(path.read_text("ascii", errors="replace").split(), 1):
             if len(line) != digits or not set(line) <= HEX:
+                if bad_lines is not None:
+                    bad_lines.append(f"{path.name}:{number}")
+                    continue
                 kind = "trace id" if ending == ".txt" else "hash"
                 raise StorageError(f"{path}: holds a line that is no {kind}; restore the file or remove that line")
             found.add(line)

@@ -14,6 +14,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from running import Otlp, attributes
 
+from otel_lightning.app.errors import StorageError
 from otel_lightning.collector.check import check_protobuf
 from otel_lightning.collector.erase import Refusal
 from otel_lightning.collector.schema import SCHEMAS
@@ -267,4 +268,10 @@ def test_tombstones_hold_ids_and_hashes_and_grow(tmp_path: Path) -> None:
     bury(lake, [GONE])
     assert read_deleted(lake).traces == {GONE, STAYS}
     assert len(read_deleted(lake).names) == 1
+    (path,) = lake.tombstones.glob("*.txt")
+    path.write_text(path.read_text().replace(STAYS, "~" + STAYS[1:]))
+    with pytest.raises(StorageError, match="is no trace id"):
+        read_deleted(lake)
+    bad: list[str] = []
+    assert read_deleted(lake, bad).traces == {GONE} and bad == [f"{path.name}:2"]
     assert b"resp-gone" not in b"".join(path.read_bytes() for path in lake.tombstones.iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -206,6 +207,21 @@ def test_plain_http_goes_to_this_machine_only_unless_told() -> None:
     assert Target(ForwardConfig(endpoint="http://localhost:6006")).name == "localhost:6006"
 
 
+def test_a_name_with_several_addresses_is_tried_through(
+    endpoint: Endpoint, tee: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = int(endpoint.url.rpartition(":")[2])
+    nobody, it = (2, 1, 6, "", ("127.0.0.2", port)), (2, 1, 6, "", ("127.0.0.1", port))
+    real = socket.getaddrinfo
+    monkeypatch.setattr(
+        "socket.getaddrinfo",
+        lambda host, *rest, **more: [nobody, it] if host == "localhost" else real(host, *rest, **more),
+    )
+    one = tee(f"http://localhost:{port}")
+    one.store(1)
+    until(lambda: endpoint.got == [1])
+
+
 def test_an_endpoint_that_is_away_gets_everything_later_once_across_restarts(endpoint: Endpoint, tee: Any) -> None:
     address = endpoint.url
     endpoint.close()
@@ -273,8 +289,6 @@ def test_a_second_collector_gets_the_same_spans_and_says_so(start: Any, post: An
 
 
 def test_forwarding_to_itself_is_refused(script: Any, tmp_path: Path, start: Any) -> None:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     config = tmp_path / "collect.yaml"
@@ -293,7 +307,6 @@ def test_phoenix_shows_what_we_forward(start: Any, post: Any, tmp_path: Path) ->
     """Needs: python3.11 -m venv build/phoenix && build/phoenix/bin/pip install 'arize-phoenix>=20,<21'."""
     import json
     import os
-    import socket
 
     if shutil.which(str(PHOENIX / "phoenix")) is None:
         pytest.skip("Phoenix is not installed in build/phoenix")
