@@ -30,6 +30,7 @@ from otel_lightning.collector.metrics import prometheus
 PATHS = {"traces": "spans", "logs": "events", "metrics": "metrics"}
 PROTOBUF, JSON, TEXT = "application/x-protobuf", "application/json", "text/plain; version=0.0.4"
 LARGE_BODY_BYTES = 256 << 10  # checking more than this would stall other connections: use a thread
+RULED_BODY_BYTES = 16 << 10  # the same where every text is searched for what rules name
 FLUSH_TIMEOUT_S = 60.0
 STOP_S = 10.0  # requests under way get this long when the collector stops
 MAX_GZIP_MEMBERS = 64  # nobody sends more, and each costs a pass over what is left
@@ -165,7 +166,8 @@ class HttpServer:
     # Exports
 
     def _export(self, signal: str, request: Request, reply: Reply) -> None:
-        if len(request.body) <= LARGE_BODY_BYTES:
+        small = LARGE_BODY_BYTES if self._ingest.acceptance.rules is None else RULED_BODY_BYTES
+        if len(request.body) <= small:
             self._submit(self._check(signal, request), request, reply)
             return
         checked = self._workers.submit(self._check, signal, request)
