@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from otel_lightning.app.errors import LightningError
+from otel_lightning.app.printable import printable
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -36,7 +37,7 @@ def guard(call: Any, name: str) -> int:
     except LightningError as error:
         if os.environ.get("LIGHTNING_TRACEBACK"):
             raise
-        print(_prefixed(name, str(error)), file=sys.stderr)
+        print(_prefixed(name, printable(str(error))), file=sys.stderr)
         return error.exit_code
     except CycloptsError as error:
         line = " ".join(str(error).split())

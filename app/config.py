@@ -11,6 +11,7 @@ Secrets are never YAML literals: use `SecretStr` fields read from a file or an e
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -47,6 +48,36 @@ def load_config(cls: type[T], path: Path | None, overrides: Mapping[str, Any] | 
         if value is not None:
             _put(data, key.split("."), value)
     return parse_config(cls, data, where)
+
+
+def read_environment(
+    cls: type[BaseModel], prefix: str, environment: Mapping[str, str], reserved: typing.Iterable[str] = ()
+) -> dict[str, Any]:
+    """Overrides for `load_config` from variables: `<prefix>ROLL_S=3`, `<prefix>REDACT__RULES='[email]'`.
+
+    A value is read as YAML, two underscores reach into a section. ConfigError when a variable with the prefix is
+    neither a key nor `reserved`.
+    """
+    found: dict[str, Any] = {}
+    for name, text in environment.items():
+        if not name.startswith(prefix) or name.removeprefix(prefix) in reserved or _SERVICE_VARIABLE.search(name):
+            continue
+        keys = name.removeprefix(prefix).lower().split("__")
+        known = set(cls.model_fields)
+        if keys[0] not in known:
+            guess = nearest(keys[0], known)
+            hint = f"; did you mean {prefix}{guess.upper()}?" if guess else f"; keys are {', '.join(sorted(known))}"
+            raise ConfigError(f"environment: unknown variable {name}{hint}")
+        try:
+            found[".".join(keys)] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            found[".".join(keys)] = text
+    return found
+
+
+# Kubernetes describes every service of a namespace to every container of it: a service named like the command would
+# set LIGHTNING_COLLECT_PORT_4318_TCP and its siblings.
+_SERVICE_VARIABLE = re.compile(r"_(?:SERVICE_(?:HOST|PORT)|PORT)(?:_|$)")
 
 
 def parse_config(cls: type[T], data: Mapping[str, Any], where: str) -> T:

@@ -36,6 +36,7 @@ class Accepted:
     rows: int
     rejected: int = 0
     reason: str = ""
+    deletions: int = 0  # which state of the tombstones it was held against
 
 
 def check_protobuf(signal: str, body: native.Bytes) -> Accepted:

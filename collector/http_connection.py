@@ -32,6 +32,7 @@ DISCARD_BYTES = 1 << 20  # a refused body up to this size is read to its end, so
 DIRECT_BYTES = 1 << 20  # bodies up to this size go into kept memory: so much a connection may hold while idle
 HEAD_BYTES = 64 << 10  # while headers are awaited, read no more: what comes with them is copied, the rest is not
 SCRATCH_BYTES = 256 << 10  # everything else is read in portions of this size
+LINGER_BYTES = 16 << 20  # and how much of it is read and dropped: more than any socket buffers hold
 LINGER_S = 2.0  # how long a refused sender may go on writing before it is cut off without reading our answer
 
 
@@ -110,7 +111,7 @@ class Connection(asyncio.BufferedProtocol):
         self._kept = bytearray()
         self._waiting: deque[tuple[Request, Response | None, bool]] = deque()
         self._busy = self._closing = False
-        self._header_bytes = 0
+        self._header_bytes = self._lingered_bytes = 0
         self._peer = ""
         self._header_deadline_s = min(HEADER_DEADLINE_S, limits.read_timeout_s)
         self.deadline = self._loop.time() + self._header_deadline_s
@@ -157,7 +158,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def _received(self, data: bytes) -> None:
         if self._closing:
-            return  # lingering: read so that the sender gets to our answer, and drop
+            # Lingering: read so that the sender gets to our answer, and drop.
+            self._lingered_bytes += len(data)
+            if self._lingered_bytes > LINGER_BYTES:
+                self._transport.abort()
+            return
         if self._incoming is None or self._incoming.request is None:
             self._header_bytes += len(data)
         try:

@@ -14,12 +14,16 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from otel_lightning.app.errors import BusyError
+from otel_lightning.collector.acceptance import Acceptance
+from otel_lightning.collector.backlog import Backlog
 from otel_lightning.collector.check import Accepted
+from otel_lightning.collector.erase import Refusal
 from otel_lightning.collector.recovery import Converter, convert_segment, recover
 from otel_lightning.collector.wal import Frame, Wal
 from otel_lightning.store.fs import Disk
@@ -63,6 +67,8 @@ class Counters:
 @dataclass
 class _Flush:
     done: Future[None]
+    deletions: int | None = None  # of a settling: requests held against an earlier state are refused from then on
+    refusal: Refusal | None = None
 
 
 _Item = tuple[Accepted, Future[None]]
@@ -71,21 +77,38 @@ _Item = tuple[Accepted, Future[None]]
 class Ingest:
     """The durable path of one lake. `submit` and `flush` from any thread; `close` when all senders are gone.
 
-    `disk` makes a disk for one thread's use. Opening recovers what a crash left; OSError when that fails.
+    `disk` makes a disk for one thread's use. `acceptance` is what requests went through. With `backlog_bytes` (by
+    target) segments stay in `backlog` after they are converted. Opening recovers what a crash left; OSError when that
+    fails.
     """
 
     def __init__(
-        self, disk: Callable[[], Disk], lake: Lake, converter: Converter, limits: Limits | None = None
+        self,
+        disk: Callable[[], Disk],
+        lake: Lake,
+        converter: Converter,
+        limits: Limits | None = None,
+        *,
+        acceptance: Acceptance | None = None,
+        backlog_bytes: Mapping[str, int] | None = None,
     ) -> None:
         self.lake, self.limits, self.counters = lake, limits or Limits(), Counters()
+        self.acceptance = acceptance or Acceptance()
         self._lock = threading.Lock()
         self._roll_disk, self._converter = disk(), converter
-        self.recovered = recover(disk(), lake, converter)
+        self.recovered = recover(disk(), lake, converter, keep_logs=bool(backlog_bytes))
+        self.backlog: Backlog | None = None
+        if backlog_bytes:
+            self.backlog = Backlog(disk(), lake, self.recovered.wal.marker, backlog_bytes)
+            for segment in self.recovered.logs:
+                self.backlog.add(segment)
         self.counters.set_aside = self.recovered.set_aside
         self._wal: Wal = self.recovered.wal
         self._inbox: queue.SimpleQueue[_Item | _Flush | None] = queue.SimpleQueue()
         self._sealed: queue.SimpleQueue[int | _Flush | None] = queue.SimpleQueue()
         self._closed = False
+        self._deletions = self.acceptance.deletions
+        self._began: deque[int] = deque()  # when each segment that is not Parquet yet began
         self._roll_error: str | None = None
         self._write_error: str | None = None
         self._free_bytes, self._space_checked = 0, -SPACE_CHECK_S
@@ -116,6 +139,12 @@ class Ingest:
             future.set_exception(BusyError("the collector is stopping"))
         else:
             self._inbox.put(_Flush(future))
+        return future
+
+    def settle(self, deletions: int, refusal: Refusal) -> Future[None]:
+        """Like `flush`, and when it resolves nothing of what `refusal` refuses is in the log or will get there."""
+        future: Future[None] = Future()
+        self._inbox.put(_Flush(future, deletions, refusal))
         return future
 
     def refusal(self, size: int) -> str | None:
@@ -150,6 +179,19 @@ class Ingest:
         """Why data is not reaching disk or Parquet at the moment, or None."""
         return self._write_error or self._roll_error
 
+    @property
+    def lag_s(self) -> float:
+        """How old the oldest row is that is acknowledged and not in Parquet."""
+        try:
+            return max(0.0, (time.time_ns() - self._began[0]) / 1e9)
+        except IndexError:
+            return 0.0
+
+    @property
+    def free_bytes(self) -> int:
+        """Disk that is left."""
+        return self._free()
+
     def close(self) -> bool:
         """Refuse what is new, finish what is acknowledged, stop both threads.
 
@@ -179,6 +221,8 @@ class Ingest:
             if flushes or stop or self._is_due():
                 self._seal()
             for flush in flushes:
+                if flush.deletions is not None:
+                    self._deletions = flush.deletions
                 self._sealed.put(flush)
             if stop:
                 self._sealed.put(None)
@@ -208,6 +252,9 @@ class Ingest:
         return batch, flushes, False
 
     def _append(self, batch: list[_Item]) -> None:
+        batch = self._current(batch)
+        if not batch:
+            return
         now, seq = time.time_ns(), self._wal.next_seq
         began = self._wal.began_unix_nano
         if began is not None and _day(began) != _day(now):
@@ -224,6 +271,8 @@ class Ingest:
             self._refuse(batch, size, error)
             return
         self._write_error = None
+        if began is None or self._wal.began_unix_nano != began:
+            self._began.append(now)
         with self._lock:
             self.counters.queued_bytes -= size
             self.counters.pending_bytes += size
@@ -232,6 +281,18 @@ class Ingest:
         for request, future in batch:
             self.counters.received[request.signal] += request.rows
             future.set_result(None)
+
+    def _current(self, batch: list[_Item]) -> list[_Item]:
+        """What was held against the tombstones as they are now; the rest is sent again and then judged anew."""
+        stale = [item for item in batch if item[0].deletions != self._deletions]
+        if not stale:
+            return batch
+        with self._lock:
+            self.counters.queued_bytes -= sum(len(request.body) for request, _ in stale)
+        for _, future in stale:
+            self.count_refusal("deletion")
+            future.set_exception(BusyError("a deletion is under way; send again in a moment"))
+        return [item for item in batch if item[0].deletions == self._deletions]
 
     def _refuse(self, batch: list[_Item], size: int, error: OSError) -> None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -275,8 +336,13 @@ class Ingest:
                 self._roll_all(waiting)
                 if waiting:
                     item.done.set_exception(BusyError(f"{self._roll_error}; free space, then flush again"))
-                else:
+                    continue
+                try:
+                    if item.refusal is not None and self.backlog is not None:
+                        self.backlog.erase(item.refusal)
                     item.done.set_result(None)
+                except OSError as error:
+                    item.done.set_exception(BusyError(f"the log cannot be rewritten ({error.strerror}); try again"))
             else:
                 waiting.append(item)
                 if self._roll_error is None:
@@ -287,7 +353,11 @@ class Ingest:
         while waiting:
             before = time.monotonic()
             try:
-                entry = convert_segment(self._roll_disk, self.lake, self._wal, waiting[0], self._converter)
+                segment = waiting[0]
+                keep = self.backlog is not None
+                entry = convert_segment(self._roll_disk, self.lake, self._wal, segment, self._converter, keep_log=keep)
+                if self.backlog is not None:
+                    self.backlog.add(segment)
             except OSError as error:
                 # Acknowledged rows are safe in the log; wait for the disk rather than give up on them.
                 if self._roll_error is None:
@@ -296,6 +366,8 @@ class Ingest:
                 return
             self._roll_error = None
             waiting.pop(0)
+            if self._began:
+                self._began.popleft()
             with self._lock:
                 self.counters.pending_bytes -= entry.wal_bytes
                 self.counters.segments += 1

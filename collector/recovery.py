@@ -17,21 +17,26 @@ from typing import Protocol
 
 from otel_lightning.collector.quarantine import set_aside, set_aside_file
 from otel_lightning.collector.wal import Frame, Wal, decode_frames
-from otel_lightning.store.fs import Disk
+from otel_lightning.store.fs import Disk, put_whole
 from otel_lightning.store.lake import SIGNALS, Lake
-from otel_lightning.store.manifest import DataFile, Entry, parse_entry, segment_name, write_entry
+from otel_lightning.store.manifest import DataFile, Entry, parse_entry, revision, segment_name, write_entry
 
 UNREAD_ROWS = 1 << 32  # more than a segment can hold, few enough to leave a billion such gaps
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The stretch of a log that a data file was made from; written into the file, so that it can be found again."""
+    """The stretch of a log that a data file was made from; written into the file, so that it can be found again.
+
+    A file made from other data files has the last of their segments, a stem of its own and names what it replaces.
+    """
 
     collector_id: str
     segment: int
     first_seq: int
     last_seq: int
+    stem: str = ""
+    replaces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,10 +67,14 @@ class Recovered:
     segments: int
     rows: int
     set_aside: int
+    logs: tuple[int, ...] = ()  # segments that are converted and were kept
 
 
-def recover(disk: Disk, lake: Lake, converter: Converter) -> Recovered:
-    """Open the log of `lake` and finish everything a crash left unfinished. Needs no human, may be interrupted."""
+def recover(disk: Disk, lake: Lake, converter: Converter, *, keep_logs: bool = False) -> Recovered:
+    """Open the log of `lake` and finish everything a crash left unfinished. Needs no human, may be interrupted.
+
+    With `keep_logs` segments stay after they are converted, for whoever else wants them.
+    """
     for folder in (lake.root, lake.wal, lake.manifest, *(lake.signal(name) for name in SIGNALS)):
         disk.make_folder(folder)
     before = len(disk.names(lake.quarantine))
@@ -75,22 +84,30 @@ def recover(disk: Disk, lake: Lake, converter: Converter) -> Recovered:
     entries = {entry.name: entry for entry in _entries(disk, lake)}
     found = _data_files(disk, lake)
     waiting = {segment_name(wal.collector_id, segment) for segment in wal.leftover}
-    for entry in _adopt(disk, lake, converter, found, known=entries.keys() | waiting):
+    replaced = {path for entry in entries.values() for path in entry.replaces}
+    for entry in _adopt(disk, lake, converter, found, known=entries.keys() | waiting, replaced=replaced):
         entries[entry.name] = entry
     for entry in entries.values():
         wal.skip_to(segment=entry.segment + 1, seq=entry.last_seq + 1)
     segments = rows = 0
+    logs: list[int] = []
     for segment in wal.leftover:
         name = segment_name(wal.collector_id, segment)
+        if keep_logs:
+            logs.append(segment)
         if name in entries:
-            _remove(disk, lake, wal.path(segment))
+            if not keep_logs:
+                _remove(disk, lake, wal.path(segment))
             continue
         earlier = [path for _, path in found.get(name, ())]
-        entry = convert_segment(disk, lake, wal, segment, converter, earlier, unread_rows=UNREAD_ROWS)
+        entry = convert_segment(
+            disk, lake, wal, segment, converter, earlier, unread_rows=UNREAD_ROWS, keep_log=keep_logs
+        )
         wal.skip_to(segment=segment + 1, seq=entry.last_seq + 1)
         segments += 1
         rows += sum(file.rows for file in entry.files)
-    return Recovered(wal, segments, rows, (len(disk.names(lake.quarantine)) - before + 1) // 2)
+    aside = (len(disk.names(lake.quarantine)) - before + 1) // 2
+    return Recovered(wal, segments, rows, aside, tuple(logs))
 
 
 def convert_segment(
@@ -100,9 +117,11 @@ def convert_segment(
     segment: int,
     converter: Converter,
     earlier: Sequence[Path] = (),
+    *,
     unread_rows: int = 0,
+    keep_log: bool = False,
 ) -> Entry:
-    """Turn one sealed segment into data files and a manifest entry, then remove it.
+    """Turn one sealed segment into data files and a manifest entry, then remove it (unless `keep_log`).
 
     `earlier` are files that an interrupted attempt left; those that this one does not write again go. (A tail
     that was never acknowledged may have been in the log then, in memory only, and be gone now.)
@@ -135,7 +154,7 @@ def convert_segment(
     for signal, content in sorted(_contents(disk, lake, name, frames, origin, converter).items()):
         folder = lake.signal(signal) / f"day={day}"
         disk.make_folder(folder)
-        _write_file(disk, folder, f"{name}.parquet", content.data)
+        put_whole(disk, folder, f"{name}.parquet", content.data)
         relative = f"{signal}/day={day}/{name}.parquet"
         files.append(DataFile(signal, relative, content.rows, hashlib.sha256(content.data).hexdigest()))
     written = {file.path for file in files}
@@ -153,7 +172,8 @@ def convert_segment(
         files=tuple(files),
     )
     write_entry(disk, lake, entry)
-    _remove(disk, lake, path)
+    if not keep_log:
+        _remove(disk, lake, path)
     return entry
 
 
@@ -222,15 +242,38 @@ def _data_files(disk: Disk, lake: Lake) -> _Found:
     return found
 
 
-def _adopt(disk: Disk, lake: Lake, converter: Converter, found: _Found, known: set[str]) -> Iterator[Entry]:
-    """Entries for data files that no entry names and no segment will rewrite: their entry was lost."""
+def _adopt(
+    disk: Disk, lake: Lake, converter: Converter, found: _Found, known: set[str], replaced: set[str]
+) -> Iterator[Entry]:
+    """Entries for data files that no entry names and no segment will rewrite: their entry was lost.
+
+    Files made from other files come first: while all of those are there, making the new one was not finished and it
+    goes; else it stands for them. What is replaced needs no entry and goes.
+    """
+    lost: list[tuple[str, Entry]] = []
     for stem, paths in found.items():
-        if stem in known:
+        if stem not in known:
+            entry = _rebuilt(disk, lake, converter, paths)
+            if entry is not None and entry.name == stem:
+                lost.append((stem, entry))
+    there = {path.relative_to(lake.root).as_posix() for paths in found.values() for _, path in paths}
+    for _, entry in sorted(lost, key=lambda item: (not item[1].replaces, revision(item[0]), item[0])):
+        if entry.replaces:
+            if there.issuperset(entry.replaces) or not replaced.isdisjoint(entry.replaces):
+                _remove_files(disk, lake, entry)
+                continue
+            replaced.update(entry.replaces)
+        elif replaced.issuperset(file.path for file in entry.files):
+            _remove_files(disk, lake, entry)
             continue
-        entry = _rebuilt(disk, lake, converter, paths)
-        if entry is not None and entry.name == stem:
-            write_entry(disk, lake, entry)
-            yield entry
+        write_entry(disk, lake, entry)
+        yield entry
+
+
+def _remove_files(disk: Disk, lake: Lake, entry: Entry) -> None:
+    for file in entry.files:
+        disk.unlink(lake.root / file.path)
+        disk.sync_folder((lake.root / file.path).parent)
 
 
 def _rebuilt(disk: Disk, lake: Lake, converter: Converter, paths: list[tuple[str, Path]]) -> Entry | None:
@@ -251,16 +294,16 @@ def _rebuilt(disk: Disk, lake: Lake, converter: Converter, paths: list[tuple[str
         files.append(DataFile(signal, relative, rows, hashlib.sha256(data).hexdigest()))
     if origin is None:
         return None
-    return Entry(origin.collector_id, origin.segment, origin.first_seq, origin.last_seq, 0, tuple(files))
-
-
-def _write_file(disk: Disk, folder: Path, name: str, content: bytes) -> None:
-    temporary = folder / f".{name}.tmp"
-    disk.unlink(temporary)
-    disk.append(temporary, content)
-    disk.sync(temporary)
-    disk.rename(temporary, folder / name)
-    disk.sync_folder(folder)
+    return Entry(
+        origin.collector_id,
+        origin.segment,
+        origin.first_seq,
+        origin.last_seq,
+        wal_bytes=0,
+        files=tuple(files),
+        replaces=origin.replaces,
+        stem=origin.stem,
+    )
 
 
 def _remove(disk: Disk, lake: Lake, path: Path) -> None:

@@ -14,7 +14,6 @@ from google.rpc.status_pb2 import Status
 from otel_lightning.app.errors import BusyError, LightningError, SenderError
 from otel_lightning.app.listen import Address, bind
 from otel_lightning.collector.answers import INVALID_ARGUMENT, UNAVAILABLE, export_response, status
-from otel_lightning.collector.check import check_protobuf
 from otel_lightning.collector.config import CollectConfig
 from otel_lightning.collector.ingest import Ingest
 
@@ -40,6 +39,7 @@ class GrpcServer:
         address: Address,
         token: str | None = None,
         tls: tuple[bytes, bytes] | None = None,
+        client_ca: bytes | None = None,
     ) -> None:
         self._ingest = ingest
         self._token = f"Bearer {token}".encode() if token else None
@@ -66,7 +66,9 @@ class GrpcServer:
             if tls is None:
                 port = self._server.add_insecure_port(str(address))
             else:
-                port = self._server.add_secure_port(str(address), grpc.ssl_server_credentials([tls]))
+                port = self._server.add_secure_port(
+                    str(address), grpc.ssl_server_credentials([tls], client_ca, client_ca is not None)
+                )
         except RuntimeError as error:
             raise LightningError(f"cannot listen on {address} ({error})") from None
         self.address = Address(address.host, port)
@@ -83,7 +85,7 @@ class GrpcServer:
         def export(body: bytes, context: grpc.ServicerContext) -> bytes:
             self._authorize(context)
             try:
-                accepted = check_protobuf(signal, body)
+                accepted = self._ingest.acceptance.protobuf(signal, body)
             except SenderError as error:
                 self._ingest.count_refusal("grpc_invalid_argument")
                 details = status(INVALID_ARGUMENT, str(error)).SerializeToString()

@@ -21,8 +21,9 @@ from otel_lightning.app.errors import BusyError, SenderError
 from otel_lightning.app.listen import Address, bound
 from otel_lightning.collector import native
 from otel_lightning.collector.answers import STATUS_CODES, encode, export_response, status
-from otel_lightning.collector.check import Accepted, check_json, check_protobuf
+from otel_lightning.collector.check import Accepted
 from otel_lightning.collector.config import CollectConfig
+from otel_lightning.collector.forward import Forwarder
 from otel_lightning.collector.http_connection import Connection, Limits, Request, Response
 from otel_lightning.collector.ingest import Ingest
 from otel_lightning.collector.metrics import prometheus
@@ -31,6 +32,7 @@ PATHS = {"traces": "spans", "logs": "events", "metrics": "metrics"}
 PROTOBUF, JSON, TEXT = "application/x-protobuf", "application/json", "text/plain; version=0.0.4"
 LARGE_BODY_BYTES = 256 << 10  # checking more than this would stall other connections: use a thread
 LARGE_PLAIN_BYTES = 1 << 20  # the native check takes half a millisecond for this, less than handing it over and back
+RULED_BODY_BYTES = 16 << 10  # the same where every text is searched for what rules name
 FLUSH_TIMEOUT_S = 60.0
 STOP_S = 10.0  # requests under way get this long when the collector stops
 MAX_GZIP_MEMBERS = 64  # nobody sends more, and each costs a pass over what is left
@@ -57,6 +59,8 @@ class HttpServer:
         self.scheme = "http" if tls is None else "https"
         self._ingest, self._listener, self._tls = ingest, listener, tls
         self._token = token.encode() if token else None
+        self._allowed_hosts = frozenset(name.lower() for name in config.allowed_hosts)
+        self.forwarders: tuple[Forwarder, ...] = ()
         self._limits = Limits(config.max_body_bytes, config.queued_bytes, config.max_connections, config.read_timeout_s)
         self._connections: set[Connection] = set()
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="check")
@@ -101,6 +105,9 @@ class HttpServer:
         headers, path = request.headers, request.path.rstrip("/")
         if b"origin" in headers:
             return self.problem(403, "browsers may not send here", request)
+        # A name that public DNS gives out may be a web page's, pointed at this machine (DNS rebinding).
+        if self._token is None and not is_private_name(headers.get(b"host", b""), self._allowed_hosts):
+            return self.problem(403, "this host name is not served; add it to allowed_hosts, or use a token", request)
         if request.method == "GET" and path in ("/healthz", "/readyz"):
             return None
         if self._token is not None:
@@ -137,7 +144,7 @@ class HttpServer:
         elif path == "/flush":
             self._flush(request, reply)
         elif path == "/metrics":
-            reply(Response(200, TEXT, prometheus(self._ingest, len(self._connections)).encode()))
+            reply(Response(200, TEXT, prometheus(self._ingest, len(self._connections), self.forwarders).encode()))
         elif path == "/readyz" and self._ingest.problem is not None:
             reply(Response(503, TEXT, self._ingest.problem.encode()))
         else:
@@ -161,8 +168,10 @@ class HttpServer:
     # Exports
 
     def _export(self, signal: str, request: Request, reply: Reply) -> None:
-        small = LARGE_BODY_BYTES
-        if signal == "spans" and native.available() and _content_type(request) == PROTOBUF and not _encoding(request):
+        rules = self._ingest.acceptance.rules is not None
+        small = RULED_BODY_BYTES if rules else LARGE_BODY_BYTES
+        plain = _content_type(request) == PROTOBUF and not _encoding(request)
+        if signal == "spans" and not rules and plain and native.available():
             small = LARGE_PLAIN_BYTES
         if len(request.body) <= small:
             self._submit(self._check(signal, request), request, reply)
@@ -177,7 +186,8 @@ class HttpServer:
             body = request.body
             if _encoding(request) == "gzip":
                 body = inflate(body, self._limits.body_bytes)
-            return (check_json if _content_type(request) == JSON else check_protobuf)(signal, body)
+            acceptance = self._ingest.acceptance
+            return (acceptance.json if _content_type(request) == JSON else acceptance.protobuf)(signal, body)
         except TooLarge as error:
             return self.problem(413, str(error), request)
         except SenderError as error:
@@ -249,6 +259,17 @@ def inflate(body: native.Bytes, limit: int) -> bytes:
         if not body:
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
     raise SenderError(f"the gzip body has more than {MAX_GZIP_MEMBERS} members")
+
+
+def is_private_name(host: bytes, allowed: frozenset[str]) -> bool:
+    """Whether a Host header names this machine in a way that no web page can: an address, a local or a known name."""
+    name = host.decode("latin-1").strip().lower()
+    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+    name = name.rstrip(".")
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(name)
+        return True
+    return "." not in name or name.endswith((".localhost", ".internal", ".cluster.local", ".svc")) or name in allowed
 
 
 def _signal(path: str) -> str | None:

@@ -62,6 +62,16 @@ class Disk(Protocol):
         ...
 
 
+def put_whole(disk: Disk, folder: Path, name: str, content: bytes) -> None:
+    """Put a file into `folder` so that, whatever happens, it is there whole or not at all; durable on return."""
+    temporary = folder / f".{name}.tmp"
+    disk.unlink(temporary)
+    disk.append(temporary, content)
+    disk.sync(temporary)
+    disk.rename(temporary, folder / name)
+    disk.sync_folder(folder)
+
+
 class RealDisk:
     """The operating system's file system. Files are private to their owner (0600).
 

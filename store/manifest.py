@@ -4,6 +4,9 @@
     {"collector_id": "3f2a…", "segment": 42, "first_seq": 9000, "last_seq": 9511, "wal_bytes": 812345, "replaces": [],
      "files": [{"signal": "spans", "path": "spans/day=2026-11-22/3f2a…-00000042.parquet", "rows": 480, "sha256": "…"}]}
 
+A compaction, a deletion or the end of a retention adds an entry that `replaces` files of earlier ones; it carries a
+`stem` of its own. From the moment it appears the replaced files are not live; they and their entries go afterwards.
+
 An entry appears whole, after the files it names are durable. A reader that lists the folder therefore sees
 only complete files; a plain glob over the Parquet files by another tool is never wrong about what exists.
 """
@@ -11,7 +14,7 @@ only complete files; a plain glob over the Parquet files by another tool is neve
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,16 +44,29 @@ class Entry:
     wal_bytes: int
     files: tuple[DataFile, ...]
     replaces: tuple[str, ...] = ()
+    stem: str = ""
+    written_unix_nano: int = 0  # of entries that replace others: from when the replaced files may go
 
     @property
     def name(self) -> str:
         """The entry's file name without its ending; also the stem of its Parquet files."""
-        return segment_name(self.collector_id, self.segment)
+        return self.stem or segment_name(self.collector_id, self.segment)
 
 
 def segment_name(collector_id: str, segment: int) -> str:
     """The stem that a segment's Parquet files and manifest entry share."""
     return f"{collector_id}-{segment:08d}"
+
+
+def rewrite_stem(collector_id: str, first: int, last: int, signal: str, number: int) -> str:
+    """The stem of a file that stands for files of the segments `first` to `last`; `number` tells rewrites apart."""
+    return f"{collector_id}-{first:08d}-{last:08d}-{signal}-r{number}"
+
+
+def revision(stem: str) -> int:
+    """How often what lies under `stem` was rewritten: 0 for a segment's own file."""
+    head, _, number = stem.rpartition("-r")
+    return int(number) if head and number.isdecimal() else 0
 
 
 def write_entry(disk: Disk, lake: Lake, entry: Entry) -> None:
@@ -69,11 +85,16 @@ def write_entry(disk: Disk, lake: Lake, entry: Entry) -> None:
 
 def read_entries(disk: Disk, lake: Lake) -> Iterator[Entry]:
     """Every entry, by file name. StorageError in one line when one cannot be read."""
-    for name in disk.names(lake.manifest):
-        if not name.endswith(".json") or name.startswith("."):
-            continue
+    while True:
         try:
-            yield parse_entry(disk.read(lake.manifest / name))
+            names = [name for name in disk.names(lake.manifest) if name.endswith(".json") and not name.startswith(".")]
+            contents = [(name, disk.read(lake.manifest / name)) for name in names]
+        except FileNotFoundError:
+            continue  # replaced since the folder was listed: what replaced it is in the next listing
+        break
+    for name, data in contents:
+        try:
+            yield parse_entry(data)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise StorageError(
                 f"{lake.manifest / name}: is damaged; start lightning-collect on this lake once, it rebuilds the entry"
@@ -87,13 +108,18 @@ def parse_entry(data: bytes) -> Entry:
     return Entry(**value | {"files": files, "replaces": tuple(value.get("replaces", ()))})
 
 
+def live(entries: Iterable[Entry]) -> list[tuple[Entry, DataFile]]:
+    """The files that no entry replaces, each with its entry, by collector and segment."""
+    ordered = sorted(entries, key=lambda entry: (entry.collector_id, entry.segment, entry.first_seq, entry.name))
+    replaced = {path for entry in ordered for path in entry.replaces}
+    return [(entry, file) for entry in ordered for file in entry.files if file.path not in replaced]
+
+
+def sources(entries: Iterable[Entry]) -> dict[str, tuple[str, ...]]:
+    """For each file that stands for others: which."""
+    return {file.path: entry.replaces for entry in entries if entry.replaces for file in entry.files}
+
+
 def live_files(lake: Lake, signal: str) -> list[Path]:
     """Absolute paths of the live Parquet files of `signal`, by collector and segment."""
-    entries = sorted(read_entries(RealDisk(), lake), key=lambda entry: (entry.collector_id, entry.segment))
-    replaced = {path for entry in entries for path in entry.replaces}
-    return [
-        lake.root / file.path
-        for entry in entries
-        for file in entry.files
-        if file.signal == signal and file.path not in replaced
-    ]
+    return [lake.root / file.path for _, file in live(read_entries(RealDisk(), lake)) if file.signal == signal]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from otel_lightning.transforms.steps import literal, path_list, quoted
 
 # Tables stored by key; credits and trajectories are stored narrow and shown through views.
 KEYED = ("calls", "scopes", "tools", "rollouts", "rewards", "returns", "credits", "trajectories")
+# Where a row outside any rollout says whose it is.
+TRACE_COLUMN = {"calls": "trace_id", "scopes": "trace_id", "tools": "trace_id", "rewards": "target_trace_id"}
 STORED_NAME = {"credits": "stored_credits", "trajectories": "stored_trajectories"}
 
 
@@ -39,6 +42,7 @@ class Manifest:
     inputs: list[str] = field(default_factory=list)
     files: dict[str, list[str]] = field(default_factory=dict)
     touched_rollouts: int = 0
+    deleted: str = ""  # which deletions every derived file reflects
 
     @classmethod
     def read(cls, lake: Lake) -> Manifest | None:
@@ -82,17 +86,33 @@ def write_parquet(connection: duckdb.DuckDBPyConnection, lake: Lake, query: str,
     return relative
 
 
-def define_live(connection: duckdb.DuckDBPyConnection, lake: Lake, manifest: Manifest, prefix: str = "") -> None:
+def define_deleted(connection: duckdb.DuckDBPyConnection, deleted: Iterable[str]) -> None:
+    """The table `deleted_traces`, which every reader leaves out."""
+    connection.execute("create or replace temp table deleted_traces (trace_id varchar)")
+    ids = [[trace] for trace in sorted(deleted)]
+    if ids:
+        connection.executemany("insert into deleted_traces values (?)", ids)
+
+
+def define_live(
+    connection: duckdb.DuckDBPyConnection,
+    lake: Lake,
+    manifest: Manifest,
+    prefix: str = "",
+    *,
+    hide_deleted: bool = False,
+) -> None:
     """Views over the live rows of every stored table, plus `live_keys` (table_name, key, revision).
 
-    A run sets `prefix`, since its steps make tables of the plain names. LightningError when a file that the manifest
-    names is missing or damaged: nothing is answered from half a table.
+    A run sets `prefix`, since its steps make tables of the plain names. With `hide_deleted` rows of `deleted_traces`
+    that are not removed yet are left out, and so are the rollouts that a deleted trace was part of. LightningError when
+    a file that the manifest names is missing or damaged: nothing is answered from half a table.
     """
     for path in (path for paths in manifest.files.values() for path in paths):
         if not (lake.root / path).is_file():
             raise LightningError(_again(lake, path, "is missing"))
     try:
-        _define_live(connection, lake, manifest, prefix)
+        _define_live(connection, lake, manifest, prefix, hide_deleted)
     except duckdb.Error as error:
         named = next((p for ps in manifest.files.values() for p in ps if p in str(error)), lake.derived)
         raise LightningError(_again(lake, named, "is damaged")) from None
@@ -105,18 +125,32 @@ def _again(lake: Lake, path: str | Path, what: str) -> str:
     )
 
 
-def _define_live(connection: duckdb.DuckDBPyConnection, lake: Lake, manifest: Manifest, prefix: str) -> None:
+def _define_live(
+    connection: duckdb.DuckDBPyConnection, lake: Lake, manifest: Manifest, prefix: str, hide_deleted: bool
+) -> None:
     live = path_list(_absolute(lake, manifest.files["live"]))
+    if hide_deleted:
+        rollouts = path_list(_absolute(lake, manifest.files["rollouts"]))
+        connection.execute(
+            f"create temp table deleted_rollouts as select distinct rollout_id from read_parquet({rollouts}, "
+            "hive_partitioning = false, union_by_name = true) "
+            "where list_has_any(trace_ids, (select list(trace_id) from deleted_traces))"
+        )
     connection.execute(f"create temp view {prefix}live_keys as select * from read_parquet({live})")
     for table in KEYED:
         files = path_list(_absolute(lake, manifest.files[table]))
+        where = ""
+        if hide_deleted:
+            where = " where coalesce(rollout_id not in (select rollout_id from deleted_rollouts), true)"
+            if column := TRACE_COLUMN.get(table):
+                where += f" and coalesce({quoted(column)} not in (select trace_id from deleted_traces), true)"
         # union_by_name: columns may be added from one run to the next, never renamed.
         connection.execute(
             f"create temp view {quoted(prefix + STORED_NAME.get(table, table))} as "
             f"select data.* exclude (live_key) "
             f"from read_parquet({files}, hive_partitioning = false, union_by_name = true) as data "
             f"semi join (select * from {prefix}live_keys where table_name = {literal(table)}) as live "
-            f"on live.key = data.live_key and live.revision = data.revision"
+            f"on live.key = data.live_key and live.revision = data.revision{where}"
         )
     baselines = path_list(_absolute(lake, manifest.files["baselines"]))
     connection.execute(
@@ -135,3 +169,49 @@ def make_folders(lake: Lake) -> None:
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_problem(lake.derived, error) from None
+
+
+def purge(connection: duckdb.DuckDBPyConnection, lake: Lake, manifest: Manifest, deleted: Iterable[str]) -> int:
+    """Take deleted traces out of every derived file of earlier runs; how many files were rewritten.
+
+    A row goes when any of its values mentions a deleted trace, or when it belongs to a rollout or is a reward that
+    existed through such traces alone. Indexes of earlier runs go as they are: only the newest is ever read.
+    """
+    kept = {path for paths in manifest.files.values() for path in paths}
+    mention = literal("(?i)" + "|".join(sorted(deleted)))
+    rows = f"regexp_matches(to_json(data)::varchar, {mention})"
+    old = [path for path in sorted(lake.derived.glob("*/run=*/*.parquet")) if _relative(lake, path) not in kept]
+    old += [path for path in sorted(lake.derived.glob("live/run=*.parquet")) if _relative(lake, path) not in kept]
+    now = {table: path_list(_absolute(lake, manifest.files[table])) for table in ("rollouts", "rewards")}
+    before = path_list([str(path) for path in old if path.parts[-3] == "rollouts"])
+    connection.execute("create or replace temp table gone_rollouts (rollout_id varchar)")
+    if before != "[]":
+        connection.execute(
+            f"insert into gone_rollouts select distinct rollout_id from read_parquet({before}, hive_partitioning = false, "
+            f"union_by_name = true) as data where {rows} and rollout_id not in (select rollout_id from "
+            f"read_parquet({now['rollouts']}, hive_partitioning = false))"
+        )
+    rewritten = 0
+    for path in old:
+        table = path.parts[-3] if path.parent.name.startswith("run=") else "live"
+        if table == "keys":
+            path.unlink()
+            rewritten += 1
+            continue
+        goes = rows
+        if table == "rewards":
+            goes += f" or reward_id not in (select reward_id from read_parquet({now['rewards']}, hive_partitioning = false))"
+        if table in KEYED:
+            goes += " or coalesce(rollout_id in (select rollout_id from gone_rollouts), false)"
+        elif table == "live":
+            goes += " or key in (select rollout_id from gone_rollouts)"
+        source = f"read_parquet({literal(str(path))}, hive_partitioning = false) as data"
+        found = connection.execute(f"select count(*) from {source} where {goes}").fetchone()
+        if found and found[0]:
+            write_parquet(connection, lake, f"select * from {source} where not ({goes})", _relative(lake, path))
+            rewritten += 1
+    return rewritten
+
+
+def _relative(lake: Lake, path: Path) -> str:
+    return path.relative_to(lake.root).as_posix()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from otel_lightning.app.printable import printable
 from otel_lightning.store.lake import Lake
 from otel_lightning.store.manifest import live_files
 from otel_lightning.transforms.derived import Manifest
@@ -69,7 +70,7 @@ def explain(lake: Path, *, as_json: bool = False) -> str:
             "next": next_step,
         }
         return json.dumps(document, default=float)
-    return "\n".join(_text(manifest, int(spans or 0), stages, rewards, sources, keyed, unclaimed, next_step))
+    return printable("\n".join(_text(manifest, int(spans or 0), stages, rewards, sources, keyed, unclaimed, next_step)))
 
 
 def _stages(rows: list[tuple[Any, ...]]) -> dict[str, Stage]:

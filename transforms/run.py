@@ -22,11 +22,21 @@ import duckdb
 
 from otel_lightning.app.errors import LightningError
 from otel_lightning.store.files import disk_problem
+from otel_lightning.store.fs import RealDisk
 from otel_lightning.store.lake import Lake
-from otel_lightning.store.manifest import live_files
+from otel_lightning.store.manifest import live_files, read_entries, sources
+from otel_lightning.store.tombstones import read_deleted
 from otel_lightning.transforms import steps
 from otel_lightning.transforms.config import TransformConfig
-from otel_lightning.transforms.derived import KEYED, Manifest, define_live, make_folders, write_parquet
+from otel_lightning.transforms.derived import (
+    KEYED,
+    Manifest,
+    define_deleted,
+    define_live,
+    make_folders,
+    purge,
+    write_parquet,
+)
 
 # The rows of a table that belong to one key are replaced together. Calls outside any rollout hang on their trace,
 # rewards that found no rollout on themselves.
@@ -37,6 +47,7 @@ LIVE_KEY = {
     "rewards": "coalesce(rollout_id, 'reward:' || reward_id)",
 }
 MEMORY_LIMIT = "2GB"
+READ_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -62,8 +73,18 @@ def run_transform(lake: Path, config: TransformConfig, *, now_unix_nano: int | N
     home = Lake.existing(lake)
     make_folders(home)
     now = time.time_ns() if now_unix_nano is None else now_unix_nano
-    with _only_run(home), _connect(config) as connection:
-        return _run(connection, home, config, now, began)
+    with _only_run(home):
+        for _ in range(READ_ATTEMPTS - 1):
+            files = _live(home)
+            try:
+                with _connect(config) as connection:
+                    return _run(connection, home, config, now, began)
+            except (duckdb.Error, LightningError):
+                # A file that a deletion, or a compaction whose grace is over, took away: begin again with what is live.
+                if _live(home) == files:
+                    raise
+        with _connect(config) as connection:
+            return _run(connection, home, config, now, began)
 
 
 def _run(
@@ -72,20 +93,36 @@ def _run(
     previous = Manifest.read(lake)
     config_sha = hashlib.sha256(config.model_dump_json(exclude={"threads"}).encode()).hexdigest()
     sql_sha = steps.sql_sha256(config.credit.method)
-    full = previous is None or previous.sql_sha256 != sql_sha or previous.config_sha256 != config_sha
+    deleted = read_deleted(lake)
+    define_deleted(connection, deleted.traces)
+    purges = previous is not None and previous.deleted != (deleted.sha256 if deleted else "")
+    # What was deleted may have been anywhere, in rollouts with other traces and in baselines: begin from the raw rows.
+    full = previous is None or previous.sql_sha256 != sql_sha or previous.config_sha256 != config_sha or purges
     run = (previous.run if previous else 0) + 1
     known = set() if full or previous is None else set(previous.inputs)
 
+    made_of = sources(read_entries(RealDisk(), lake))
+
+    def moved(path: str) -> bool:
+        """A file whose rows were known under other names: a compaction brings nothing new."""
+        return path in known or (path in made_of and all(map(moved, made_of[path])))
+
     inputs = {signal: [_relative(lake, p) for p in live_files(lake, signal)] for signal in ("spans", "events")}
-    fresh = {signal: [path for path in paths if path not in known] for signal, paths in inputs.items()}
+    new = {signal: [path for path in paths if path not in known] for signal, paths in inputs.items()}
+    fresh = {signal: [path for path in paths if not moved(path)] for signal, paths in new.items()}
     key_files = [] if full or previous is None else list(previous.files["keys"])
-    key_files.append(_index(connection, lake, fresh, run))
+    key_files.append(_index(connection, lake, new, run))
 
     if not full and previous is not None:
         define_live(connection, lake, previous, "old_")
     else:
         _define_nothing_live(connection)
-    _find_touched(connection, lake, key_files, run)
+    _find_touched(connection, lake, key_files, fresh)
+    live_paths = [[path] for paths in inputs.values() for path in paths]
+    connection.execute("create or replace temp table live_paths (file varchar)")
+    if live_paths:
+        connection.executemany("insert into live_paths values (?)", live_paths)
+    connection.execute("delete from keys where file not in (select file from live_paths)")
     _load(connection, lake)
     reward = _define_rewards(connection, config, lake, inputs["events"])
     recipe = _recipe(config, reward)
@@ -107,7 +144,14 @@ def _run(
     _store(connection, lake, manifest, None if full else previous)
     traces = _count(connection, "select count(*) from touched_traces")
     manifest.touched_rollouts = _count(connection, "select count(*) from rollouts")
+    manifest.deleted = previous.deleted if previous is not None else ""
     manifest.write(lake)
+    if deleted and manifest.deleted != deleted.sha256:
+        # Readers have moved on; a crash from here on repeats all of it.
+        if previous is not None:
+            purge(connection, lake, manifest, deleted.traces)
+        manifest.deleted = deleted.sha256
+        manifest.write(lake)
     return TransformReport(
         run=run,
         manifest=lake.derived / "manifest.json",
@@ -135,7 +179,9 @@ def _index(connection: duckdb.DuckDBPyConnection, lake: Lake, fresh: dict[str, l
     )
 
 
-def _find_touched(connection: duckdb.DuckDBPyConnection, lake: Lake, key_files: list[str], run: int) -> None:
+def _find_touched(
+    connection: duckdb.DuckDBPyConnection, lake: Lake, key_files: list[str], fresh: dict[str, list[str]]
+) -> None:
     """`touched`: nodes to recompute. What is new or was incomplete, grown along shared keys until nothing is added."""
     paths = steps.path_list([str(lake.root / path) for path in key_files])
     connection.execute(
@@ -159,7 +205,10 @@ def _find_touched(connection: duckdb.DuckDBPyConnection, lake: Lake, key_files: 
         where keys.key not like 'i:%' or named.node is null
         """
     )
-    connection.execute("create or replace temp table touched as select distinct node from indexed")
+    connection.execute(
+        "create or replace temp table touched as select distinct node from indexed where list_contains($fresh, file)",
+        {"fresh": [path for paths in fresh.values() for path in paths]},
+    )
     connection.execute(
         "insert into touched select distinct unnest(trace_ids) from old_rollouts where not complete "
         "union select distinct joining.node from joining "
@@ -214,11 +263,8 @@ def _view_files(connection: duckdb.DuckDBPyConnection, lake: Lake, signal: str, 
             return
         source = steps.path_list([str(anywhere[0])])
     where = "" if paths else " where false"
-    tombstones = lake.tombstones
-    if any(tombstones.glob("*.parquet")):
-        where += (" and" if where else " where") + (
-            f" trace_id not in (select trace_id from read_parquet({steps.literal(str(tombstones / '*.parquet'))}))"
-        )
+    if paths:
+        where = " where coalesce(trace_id not in (select trace_id from deleted_traces), true)"
     connection.execute(
         f"create or replace temp view {signal} as select * from read_parquet({source}, hive_partitioning = false, "
         f"union_by_name = true){where}"
@@ -420,6 +466,10 @@ def _connect(config: TransformConfig) -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
     finally:
         connection.close()
+
+
+def _live(lake: Lake) -> list[list[Path]]:
+    return [live_files(lake, signal) for signal in ("spans", "events")]
 
 
 def _relative(lake: Lake, path: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import duckdb
 
 from otel_lightning.app.errors import LightningError
+from otel_lightning.app.printable import printable
 from otel_lightning.transforms.tables import open_tables, require_derived
 
 TEXT_CHARS = 100
@@ -33,9 +34,9 @@ def show_trace(lake: Path, given: str) -> None:
             if rollout:
                 state = "complete" if rollout[2] else "incomplete"
                 head += f"  rollout {rollout[0]} ({rollout[1]}, {state}, {rollout[3]}, {rollout[4]})"
-            tree = Tree(head, highlight=False)
+            tree = Tree(_label(head), highlight=False)
             for reward in _rewards(connection, trace_id, None):
-                tree.add(reward, highlight=False)
+                tree.add(_label(reward), highlight=False)
             _grow(connection, tree, trace_id)
             console.print(tree, markup=False, soft_wrap=True)
 
@@ -84,12 +85,12 @@ def _grow(connection: duckdb.DuckDBPyConnection, tree: Any, trace_id: str) -> No
                 continue
             done.add(span_id)
             label = f"{name}  {millis:.0f} ms" + ("  ERROR" if error else "")
-            node = branch.add(label, highlight=False)
+            node = branch.add(_label(label), highlight=False)
             if span_id in calls:
                 for line in _describe(calls[span_id]):
-                    node.add(line, highlight=False)
+                    node.add(_label(line), highlight=False)
                 for reward in _rewards(connection, trace_id, span_id):
-                    node.add(reward, highlight=False)
+                    node.add(_label(reward), highlight=False)
             stack.append((node, span_id))
 
 
@@ -138,6 +139,12 @@ def _rewards(connection: duckdb.DuckDBPyConnection, trace_id: str, span_id: str 
         f"reward {name} = {value if value is not None else label} (from {source}{', superseded' if superseded else ''})"
         for name, value, label, source, superseded in rows
     ]
+
+
+def _label(text: str) -> Any:
+    from rich.text import Text
+
+    return Text(printable(text))
 
 
 def _short(text: str) -> str:

@@ -66,6 +66,11 @@ def deep_json(levels: int) -> str:
     return json.dumps(json_span(attributes=[{"key": "a", "value": value}]))
 
 
+@pytest.mark.row(42)
+@pytest.mark.row(43)
+@pytest.mark.row(47)
+@pytest.mark.row(48)
+@pytest.mark.row(50)
 @pytest.mark.parametrize(
     ("body", "content_type", "headers", "expected"),
     [
@@ -132,6 +137,7 @@ def test_an_empty_request_is_a_success(limited: Any, post: Any) -> None:
     assert post(limited.url, "/v1/logs", b'{"resourceLogs": [{}]}', JSON).status == 200
 
 
+@pytest.mark.row(53)
 def test_spans_with_bad_ids_are_rejected_alone(collector: Any, post: Any, read: Any) -> None:
     good, trace = b"\7" * 8, b"\1" * 16
     bad = [(trace, b""), (trace, b"\1" * 7), (trace, bytes(8)), (b"\1" * 15, good), (bytes(16), good), (b"", good)]
@@ -159,6 +165,8 @@ def test_a_record_with_half_an_id_is_kept_without_context(collector: Any, post: 
     assert [row["trace_id"] for row in read.rows("events")] == ["ab" * 16, None, None, None]
 
 
+@pytest.mark.row(40)
+@pytest.mark.row(49)
 def test_json_is_read_by_otlps_rules(collector: Any, post: Any, read: Any) -> None:
     values = [
         ("number", {"intValue": 7}), ("text", {"intValue": "-9223372036854775808"}), ("nan", {"doubleValue": "NaN"}),
@@ -189,6 +197,7 @@ def test_json_is_read_by_otlps_rules(collector: Any, post: Any, read: Any) -> No
     }
 
 
+@pytest.mark.row(54)
 def test_ten_thousand_mutations_get_only_answers_that_mean_something() -> None:
     chance = random.Random(7)
     fixtures = Path(__file__).parents[1] / "fixtures"
@@ -234,6 +243,7 @@ def everything(connection: socket.socket) -> bytes:
     return data
 
 
+@pytest.mark.row(45)
 @pytest.mark.parametrize(
     "begun",
     [
@@ -251,6 +261,7 @@ def test_a_sender_that_stops_half_way_is_cut_off(limited: Any, begun: bytes) -> 
     assert time.monotonic() - before < 5  # read_timeout_s is 1
 
 
+@pytest.mark.row(44)
 def test_a_body_beyond_the_limit_in_chunks_is_refused_before_it_ends(limited: Any) -> None:
     with raw(limited.url) as connection:
         connection.sendall(
@@ -274,6 +285,7 @@ def test_what_is_not_http_is_refused(limited: Any) -> None:
         assert everything(connection).startswith(b"HTTP/1.1 400 ")
 
 
+@pytest.mark.row(46)
 def test_connections_are_capped_and_live_ones_go_on(limited: Any, post: Any) -> None:
     kept = [raw(limited.url) for _ in range(20)]
     try:
@@ -312,6 +324,7 @@ def test_an_honest_client_that_asks_first_is_told_to_continue(limited: Any) -> N
         assert everything(connection).startswith(b"HTTP/1.1 415 ")
 
 
+@pytest.mark.row(42)
 def test_grpc_refuses_what_is_bad_and_what_is_large(limited: Any) -> None:
     address = limited.line("listening grpc").split("//")[-1]
     options = [("grpc.max_send_message_length", -1)]
@@ -337,6 +350,7 @@ def test_grpc_refuses_what_is_bad_and_what_is_large(limited: Any) -> None:
         assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
 
 
+@pytest.mark.row(42)
 def test_a_gzip_bomb_costs_neither_time_nor_memory(limited: Any, post: Any) -> None:
     engine = zlib.compressobj(9, wbits=31)
     bomb = b"".join(engine.compress(bytes(1 << 20)) for _ in range(256)) + engine.flush()

@@ -79,6 +79,7 @@ def test_other_mistakes_are_one_line(script: Any, tmp_path: Path) -> None:
     assert_one_line(script("lightning-collect", "--lake", str(tmp_path / "file"), *FREE), "file")
 
 
+@pytest.mark.row(61)
 def test_it_listens_beyond_this_machine_only_with_a_token_and_tls_or_insecure(
     script: Any, start: Any, tmp_path: Path
 ) -> None:
@@ -101,6 +102,7 @@ def test_help_imports_nothing_heavy() -> None:
         assert option in done.stdout
 
 
+@pytest.mark.row(68)
 def test_files_are_private_and_content_is_in_no_line_we_print(start: Any, post: Any, tmp_path: Path) -> None:
     canary = "canary-7f3a"
     collector = start("lightning-collect", "--lake", str(tmp_path / "lake"), *FREE)
@@ -179,6 +181,7 @@ def test_a_lake_that_cannot_be_written_is_one_line(script: Any, tmp_path: Path) 
     assert_one_line(script("lightning-collect", "--lake", str(lake), *FREE), str(lake))
 
 
+@pytest.mark.row(62)
 def test_a_token_is_asked_for_on_both_protocols(start: Any, post: Any, tmp_path: Path) -> None:
     collector = start(
         "lightning-collect", "--lake", str(tmp_path / "lake"), *FREE, LIGHTNING_COLLECT_TOKEN="open sesame"

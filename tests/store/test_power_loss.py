@@ -300,12 +300,12 @@ def test_a_second_fsync_after_one_that_failed_is_caught() -> None:
 
 def test_a_file_name_that_is_not_the_segments_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = itertools.count()
-    real = recovery._write_file
+    real = recovery.put_whole
 
     def write(disk: SimulatedDisk, folder: Path, name: str, content: bytes) -> None:
         real(disk, folder, f"{next(fresh)}-{name}", content)
 
-    monkeypatch.setattr(recovery, "_write_file", write)
+    monkeypatch.setattr(recovery, "put_whole", write)
     with pytest.raises((AssertionError, FileNotFoundError)):
         for seed in range(SEEDS_PER_PLANTED_MISTAKE):
             run_seed(seed)
@@ -317,8 +317,8 @@ def test_a_log_removed_before_its_entry_is_durable_is_caught(monkeypatch: pytest
             disk.unlink(LAKE.wal / segment)
         real(disk, folder, name, content)
 
-    real = recovery._write_file
-    monkeypatch.setattr(recovery, "_write_file", write_file)
+    real = recovery.put_whole
+    monkeypatch.setattr(recovery, "put_whole", write_file)
     with pytest.raises(AssertionError):
         for seed in range(SEEDS_PER_PLANTED_MISTAKE):
             run_seed(seed)

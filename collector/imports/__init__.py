@@ -1,0 +1,1 @@
+"""Traces from elsewhere: files in, OTLP requests out, the collector's own log behind."""
