@@ -1,12 +1,13 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
+AGENTS := .agents
 # PyPI's Linux torch brings gigabytes of CUDA; `make demo TORCH_INDEX=` asks for that build.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 SEED ?= 0
 SIZE ?= full
 
-.PHONY: help install demo demo-control test test-slow check bench
+.PHONY: help install agents demo demo-control test test-slow frameworks check bench
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -24,11 +25,16 @@ check: $(VENV)/dev.stamp  ## Lint, formatting, types
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 
-test: check  ## Set up, lint, type-check and test (about ten minutes)
+test: check agents  ## Set up, lint, type-check and test (about ten minutes)
 	$(BIN)/pytest
 
 test-slow: check  ## Full learning, soak and fault tests (hours)
 	$(BIN)/pytest -m slow
+
+agents: $(AGENTS)/newest/stamp  ## Set up .agents/newest: the newest agent frameworks, for the tests of instrumentation/
+
+frameworks: check agents $(AGENTS)/oldest/stamp  ## Agents on newest and oldest frameworks by all three ways in; writes tests/agents/RESULTS.md
+	$(BIN)/pytest -m frameworks
 
 bench: $(VENV)/dev.stamp  ## Benchmarks: ratios against something real in the same run
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
@@ -44,4 +50,14 @@ $(VENV)/demo.stamp: pyproject.toml | $(BIN)/python
 	@touch $@
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
 	$(BIN)/pip install --quiet --group dev
+	@touch $@
+$(AGENTS)/newest/stamp: pyproject.toml
+	$(PYTHON) -m venv $(AGENTS)/newest
+	$(AGENTS)/newest/bin/pip install --quiet --upgrade "pip>=25.1"
+	$(AGENTS)/newest/bin/pip install --quiet --upgrade -e ".[langchain,openai,autogen,agents]" --group agents
+	@touch $@
+$(AGENTS)/oldest/stamp: pyproject.toml tests/agents/oldest.txt
+	$(PYTHON) -m venv $(AGENTS)/oldest
+	$(AGENTS)/oldest/bin/pip install --quiet --upgrade "pip>=25.1"
+	$(AGENTS)/oldest/bin/pip install --quiet -e ".[langchain,openai,autogen,agents]" -r tests/agents/oldest.txt
 	@touch $@

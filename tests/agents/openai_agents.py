@@ -1,0 +1,56 @@
+"""Agents of the OpenAI Agents SDK, one of which hands over to another. python openai_agents.py SCENARIO…"""
+
+import asyncio
+import os
+import sys
+
+if os.environ.get("WAY_IN") == "code":
+    from otel_lightning.instrumentation import instrument
+
+    instrument()
+
+from agents import Agent, ModelSettings, OpenAIChatCompletionsModel, Runner, function_tool
+from openai import AsyncOpenAI
+
+MODEL = os.environ.get("OPENAI_MODEL", "scripted")
+SETTINGS = ModelSettings(max_tokens=12)
+
+
+@function_tool
+def get_weather(city: str) -> str:
+    """Weather of a city."""
+    return f"22C in {city}"
+
+
+async def handoff(model):
+    """Triage hands over to the weatherman, who uses a tool."""
+    weatherman = Agent(
+        name="weatherman", instructions="You know the weather.", model=model, tools=[get_weather], model_settings=SETTINGS
+    )
+    triage = Agent(
+        name="triage", instructions="You hand over.", model=model, handoffs=[weatherman], model_settings=SETTINGS
+    )
+    await Runner.run(triage, "Weather in Paris?")
+
+
+async def plain(model):
+    agent = Agent(name="greeter", instructions="Be brief.", model=model, model_settings=SETTINGS)
+    await Runner.run(agent, "Hello plain")
+
+
+async def streamed(model):
+    agent = Agent(name="streamer", instructions="Be brief.", model=model, model_settings=SETTINGS)
+    async for _ in Runner.run_streamed(agent, "Hello streamed").stream_events():
+        pass
+
+
+async def main(scenarios):
+    # Not by OPENAI_API_KEY: the SDK would send its own traces to OpenAI with it.
+    async with AsyncOpenAI(api_key=os.environ["MODEL_API_KEY"]) as client:
+        model = OpenAIChatCompletionsModel(model=MODEL, openai_client=client)
+        for name in scenarios:
+            await globals()[name](model)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1:]))
