@@ -1,0 +1,113 @@
+"""An application that has OpenTelemetry of its own: extended, never replaced; its exporters see what they always saw."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+OWN = """
+import json, os
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+class Mine(SpanExporter):
+    names = []
+    def export(self, spans):
+        self.names += [s.name for s in spans]
+        return SpanExportResult.SUCCESS
+def own():
+    provider = TracerProvider(resource=Resource.create({"service.name": os.environ["SERVICE"]}))
+    provider.add_span_processor(SimpleSpanProcessor(Mine()))
+    return provider
+"""
+ASK = """
+import openai
+def ask():
+    messages = [{"role": "user", "content": str(n)} for n in range(60)]
+    return openai.OpenAI().chat.completions.create(model="scripted", messages=messages)
+def report():
+    provider = trace.get_tracer_provider()
+    provider.shutdown()
+    print(json.dumps([type(provider).__name__, Mine.names]))
+"""
+# Where the application sets its provider: before the framework, after it, after the first call.
+ORDERS = {
+    "before": OWN + "trace.set_tracer_provider(own())\n" + ASK,
+    "after": ASK + OWN + "trace.set_tracer_provider(own())\n",
+    "early-tracer": OWN + ASK + "early = trace.get_tracer('early')\ntrace.set_tracer_provider(own())\n",
+}
+RUN = """
+with trace.get_tracer("app").start_as_current_span("turn"):
+    ask()
+report()
+"""
+
+
+@pytest.mark.parametrize("order", list(ORDERS))
+def test_an_applications_own_provider_wins_and_sees_every_span_and_so_does_the_lake(
+    agent: Any, rows: Any, order: str
+) -> None:
+    ended = agent(ORDERS[order] + RUN, SERVICE=f"own-{order}")
+    assert (ended.code, ended.err) == (0, "")
+    assert json.loads(ended.out) == ["TracerProvider", ["ChatCompletion", "turn"]]
+    spans = rows(
+        "select name, parent_span_id is null, span_count, dropped_attributes_count from spans where service_name = ? order by 1",
+        f"own-{order}",
+    )
+    # 60 messages are more than the SDK's 128 attributes: the limit of the application's provider was raised.
+    assert spans == [("ChatCompletion", False, None, 0), ("turn", True, 2, 0)]
+
+
+def test_instrument_after_the_provider_extends_it(agent: Any, rows: Any) -> None:
+    code = OWN + "trace.set_tracer_provider(own())\nfrom otel_lightning.instrumentation import instrument\ninstrument()\n" + ASK + RUN
+    ended = agent(code, way="code", SERVICE="extended")
+    assert (ended.code, ended.err) == (0, "")
+    assert json.loads(ended.out) == ["TracerProvider", ["ChatCompletion", "turn"]]
+    assert rows("select count(*), max(span_count), sum(dropped_attributes_count) from spans where service_name = 'extended'") == [(2, 2, 0)]  # fmt: skip
+
+
+def test_an_exporter_to_the_same_collector_is_enough(agent: Any, rows: Any) -> None:
+    code = OWN + """
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+provider = own()
+provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+trace.set_tracer_provider(provider)
+""" + ASK + RUN
+    ended = agent(code, SERVICE="same")
+    assert (ended.code, ended.err) == (0, "")
+    assert rows("select count(*), max(span_seq) from spans where service_name = 'same'") == [(2, 2)]
+
+
+def test_an_application_that_instruments_its_provider_itself_is_not_doubled(agent: Any, rows: Any) -> None:
+    code = OWN + ASK + """
+from openinference.instrumentation.openai import OpenAIInstrumentor
+trace.set_tracer_provider(own())
+OpenAIInstrumentor().instrument(tracer_provider=trace.get_tracer_provider())
+""" + RUN
+    ended = agent(code, SERVICE="itself")
+    assert ended.code == 0
+    assert json.loads(ended.out) == ["TracerProvider", ["ChatCompletion", "turn"]]
+    assert rows("select count(*) from spans where service_name = 'itself' and oi_kind = 'LLM'") == [(1,)]
+
+
+def test_a_module_of_the_agent_may_be_called_instrumentation_or_sitecustomize(agent: Any, rows: Any, tmp_path: Any) -> None:
+    (tmp_path / "instrumentation.py").write_text("def greet(): print('mine')\n")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "sitecustomize.py").write_text("import builtins; builtins.seen = 'theirs too'\n")
+    code = "import instrumentation, json\ninstrumentation.greet()\nprint(seen)\nfrom opentelemetry import trace\n" + ASK + "ask()\n"
+    ended = agent(code, PYTHONPATH=str(other), OTEL_SERVICE_NAME="names")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.splitlines() == ["mine", "theirs too"]
+    assert rows("select count(*) from spans where service_name = 'names'") == [(1,)]
+
+
+def test_a_stranger_called_agents_is_left_alone(agent: Any, rows: Any, tmp_path: Any) -> None:
+    (tmp_path / "agents.py").write_text("def act(): print('acting')\n")
+    ended = agent("import json\nfrom opentelemetry import trace\nimport agents\nagents.act()\n" + ASK + "ask()\n", OTEL_SERVICE_NAME="stranger")
+    assert (ended.code, ended.out, ended.err) == (0, "acting\n", "")
+    assert rows("select count(*) from spans where service_name = 'stranger'") == [(1,)]
