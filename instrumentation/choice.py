@@ -6,6 +6,7 @@ listed is loaded as `opentelemetry-instrument` would; of several packages that c
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import logging
@@ -111,11 +112,30 @@ def chosen() -> list[Chosen]:
 def load(choice: Chosen, **options: Any) -> bool:
     """Instrument; False, and one line in the log, when it cannot."""
     try:
-        choice.entry_point.load()().instrument(**options)
+        made = choice.entry_point.load()()
+        made.instrument(**options)
+        _give_way(type(made))
         return True
     except Exception as error:
         log.warning("%s %s cannot instrument: %s: %s", choice.distribution, choice.version, type(error).__name__, error)
         return False
+
+
+def _give_way(kind: Any) -> None:
+    """An application that instruments with a provider of its own gets that; ours is extended onto it."""
+    from otel_lightning.instrumentation.provider import telemetry
+
+    instrument = kind.instrument
+
+    @functools.wraps(instrument)
+    def again(self: Any, **options: Any) -> Any:
+        provider, made = options.get("tracer_provider"), telemetry()
+        if provider is not None and made is not None and self.is_instrumented_by_opentelemetry:
+            self.uninstrument()
+            made.extend(provider)
+        return instrument(self, **options)
+
+    kind.instrument = again
 
 
 def _place(name: str, distribution: str) -> tuple[str, int]:

@@ -114,6 +114,7 @@ class Telemetry:
         self.delivery: Delivery | None = None
         self.provider: Provider | None = None
         self.meter_provider: Any = None
+        self._metric_exporter: Any = None
         self.logger_provider: Any = None
         self.at_end: list[Callable[[float], None]] = []  # others that must flush, with the seconds they may take
         self._extended: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -194,8 +195,9 @@ class Telemetry:
         from opentelemetry.sdk.metrics import MeterProvider
         from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
+        self._metric_exporter = _metric_exporter()
         self.meter_provider = MeterProvider(
-            [PeriodicExportingMetricReader(_metric_exporter())], resource=resource, shutdown_on_exit=False
+            [PeriodicExportingMetricReader(self._metric_exporter)], resource=resource, shutdown_on_exit=False
         )
         if not isinstance(metrics.get_meter_provider(), MeterProvider):
             metrics.set_meter_provider(self.meter_provider)
@@ -265,9 +267,17 @@ class Telemetry:
         if self.delivery is not None:
             self.delivery.finish(deadline - time.monotonic() if there else 0.0)
         if there:
-            providers = [p for p in (self.logger_provider, self.meter_provider) if p is not None]
-            _within(deadline, [*self.at_end, *(lambda left, p=provider: p.shutdown() for provider in providers)])
+            _within(deadline, [*self.at_end, self._end_logs, self._end_metrics])
         self._report()
+
+    def _end_logs(self, seconds: float) -> None:
+        if self.logger_provider is not None:
+            self.logger_provider.shutdown()
+
+    def _end_metrics(self, seconds: float) -> None:
+        if self.meter_provider is not None:
+            self._metric_exporter.make()  # it measures itself, which a provider that shuts down does not let it
+            self.meter_provider.shutdown()
 
     def _report(self) -> None:
         if self.delivery is not None and self.delivery.lost:
@@ -434,10 +444,13 @@ def _metric_exporter() -> Any:
             super().__init__(preferred_temporality=getattr(made, "_preferred_temporality", {}))
             self._inner: Any = None
 
+        def make(self) -> None:
+            if self._inner is None:
+                self._inner = endpoint.exporter("METRICS")
+
         def export(self, metrics_data: Any, timeout_millis: float = 10_000, **options: Any) -> Any:
             try:
-                if self._inner is None:
-                    self._inner = endpoint.exporter("METRICS")
+                self.make()
                 return self._inner.export(metrics_data, timeout_millis=timeout_millis, **options)
             except Exception:
                 return MetricExportResult.FAILURE

@@ -22,6 +22,7 @@ from typing import Any
 from opentelemetry import trace
 
 from otel_lightning.instrumentation.emit import EmitError, Emitter
+from otel_lightning.instrumentation.endpoint import reachable
 from otel_lightning.instrumentation.settings import DEFAULT_ENDPOINT
 
 _lock = threading.Lock()
@@ -114,8 +115,12 @@ def feedback(
 def _target(given: Any) -> dict[str, str]:
     from otel_lightning.instrumentation.provider import telemetry
     from otel_lightning.instrumentation.rollouts import Run
+    from otel_lightning.instrumentation.rollouts import current as current_run
 
     if given is None:
+        run = current_run()
+        if run is not None and trace.get_current_span() is run.span:
+            return {"rollout": run.id}  # its trace may hold other episodes
         current = trace.get_current_span().get_span_context()
         made = telemetry()
         if not current.is_valid and made is not None and made.root is not None:
@@ -164,9 +169,15 @@ def _flush(seconds: float) -> None:
 
 
 def _flush_and_say() -> None:
-    _flush(5.0)
-    if lost := unsent():
-        logging.getLogger("otel_lightning").warning("otel-lightning: %d rewards were not taken by the collector", lost)
+    """At the end of a process that is not instrumented."""
+    for where, emitter in list(_emitters.items()):
+        if reachable(where):
+            with contextlib.suppress(EmitError):
+                emitter.flush(5.0)
+        if emitter.unsent:
+            logging.getLogger("otel_lightning").warning(
+                "otel-lightning: %d rewards were not taken by %s", emitter.unsent, where
+            )
 
 
 def unsent() -> int:

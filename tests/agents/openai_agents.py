@@ -25,7 +25,11 @@ def get_weather(city: str) -> str:
 async def handoff(model):
     """Triage hands over to the weatherman, who uses a tool."""
     weatherman = Agent(
-        name="weatherman", instructions="You know the weather.", model=model, tools=[get_weather], model_settings=SETTINGS
+        name="weatherman",
+        instructions="You know the weather.",
+        model=model,
+        tools=[get_weather],
+        model_settings=SETTINGS,
     )
     triage = Agent(
         name="triage", instructions="You hand over.", model=model, handoffs=[weatherman], model_settings=SETTINGS

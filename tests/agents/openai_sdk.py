@@ -1,6 +1,7 @@
 """An agent on the plain OpenAI SDK, as its author wrote it: no import of ours. python openai_sdk.py SCENARIO…"""
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -75,18 +76,19 @@ def responses(client):
     items = [{"role": "user", "content": "Weather by responses?"}]
     answer = client.responses.create(model=MODEL, input=items, tools=[{"type": "function", "strict": None, **TOOL}])
     call = answer.output[0]
-    items += [call.model_dump(exclude_none=True), {"type": "function_call_output", "call_id": call.call_id, "output": "22C"}]
+    items += [
+        call.model_dump(exclude_none=True),
+        {"type": "function_call_output", "call_id": call.call_id, "output": "22C"},
+    ]
     client.responses.create(model=MODEL, input=items, tools=[{"type": "function", "strict": None, **TOOL}])
 
 
 def failing(client):
     """A server error, a retry that succeeds, a stream that is cut."""
-    try:
+    with contextlib.suppress(openai.InternalServerError):
         client.with_options(max_retries=0).chat.completions.create(
             model=MODEL, messages=[{"role": "user", "content": "FAIL500"}]
         )
-    except openai.InternalServerError:
-        pass
     client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": f"FAIL429ONCE {os.getpid()}"}])
     try:
         for _ in client.chat.completions.create(

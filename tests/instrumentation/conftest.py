@@ -32,7 +32,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 def sidecar(start_for_module: Starter, tmp_path_factory: pytest.TempPathFactory) -> Process:
     """A collector for all tests of a file; `lake` is its folder. Tests tell their rows apart by service name."""
     lake = tmp_path_factory.mktemp("sidecar") / "lake"
-    process = start_for_module("lightning-collect", "--lake", str(lake), "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
+    process = start_for_module(
+        "lightning-collect", "--lake", str(lake), "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"
+    )
     process.lake = lake  # type: ignore[attr-defined]
     return process
 

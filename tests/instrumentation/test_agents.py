@@ -50,7 +50,9 @@ def world(start_for_module: Starter, tmp_path_factory: pytest.TempPathFactory, c
     """All programs, run once."""
     folder, python = tmp_path_factory.mktemp("agents"), python_of("newest")
     lake = lake_of(folder, checkpoint)
-    collector = start_for_module("lightning-collect", "--lake", str(lake), "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
+    collector = start_for_module(
+        "lightning-collect", "--lake", str(lake), "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"
+    )
     serve = start_for_module("lightning-serve", "--lake", str(lake), "--port", "0", "--otlp", collector.url)
     scripted: dict[str, Process] = {}
     for way in ("scripted", "served"):

@@ -95,7 +95,9 @@ def test_a_queue_that_is_full_drops_and_counts_and_never_blocks() -> None:
             gate.wait(60)
             return SpanExportResult.SUCCESS
 
-    settings = read({"OTEL_BSP_MAX_QUEUE_SIZE": "10", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "5", "OTEL_BSP_SCHEDULE_DELAY": "0"})
+    settings = read(
+        {"OTEL_BSP_MAX_QUEUE_SIZE": "10", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "5", "OTEL_BSP_SCHEDULE_DELAY": "0"}
+    )
     delivery = Delivery(Exporter, settings)
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(delivery)
@@ -141,7 +143,9 @@ def test_a_collector_that_comes_back_gets_what_waited() -> None:
 
 @pytest.mark.row(72)
 def test_a_forked_child_and_its_parent_both_arrive_and_nothing_twice(agent: Any, rows: Any) -> None:
-    code = CALL + """
+    code = (
+        CALL
+        + """
 import os, sys
 from otel_lightning.instrumentation import rollout
 with rollout(task="fork", id="fork-1"):
@@ -151,6 +155,7 @@ with rollout(task="fork", id="fork-1"):
 if child:
     os.waitpid(child, 0)
 """
+    )
     ended = agent(code, OTEL_SERVICE_NAME="forked")
     assert (ended.code, ended.err) == (0, "")
     spans = rows(
@@ -168,7 +173,9 @@ if child:
 
 @pytest.mark.row(72)
 def test_children_of_multiprocessing_send_what_they_have(agent: Any, rows: Any) -> None:
-    code = CALL + """
+    code = (
+        CALL
+        + """
 import multiprocessing
 if __name__ == "__main__":
     ask("parent")
@@ -177,6 +184,7 @@ if __name__ == "__main__":
         process.start(); process.join()
         assert process.exitcode == 0
 """
+    )
     ended = agent(code, OTEL_SERVICE_NAME="multi", OTEL_BSP_SCHEDULE_DELAY="60000")
     assert (ended.code, ended.err) == (0, "")
     spans = rows(
@@ -191,7 +199,9 @@ def test_an_agent_that_ends_without_a_word_leaves_a_trace_that_is_incomplete_not
     agent: Any, rows: Any, how: str
 ) -> None:
     service = "gone-" + str(len(how))
-    code = CALL + f"""
+    code = (
+        CALL
+        + f"""
 import os, time
 from otel_lightning.instrumentation import rollout
 with rollout(task="gone"):
@@ -201,6 +211,7 @@ with rollout(task="gone"):
     ask("lost")
     {how}
 """
+    )
     ended = agent(code, OTEL_SERVICE_NAME=service, OTEL_BSP_SCHEDULE_DELAY="60000")
     assert ended.code in (0, -9)
     spans = rows("select attributes_str['llm.input_messages.0.message.content'], parent_span_id is null from spans where service_name = ?", service)  # fmt: skip
@@ -210,19 +221,27 @@ with rollout(task="gone"):
 @pytest.mark.row(72)
 def test_sigterm_ends_the_root_and_sends_what_is_queued(begin: Any, rows: Any) -> None:
     code = CALL + "ask('kept')\nprint('ready', flush=True)\nimport time; time.sleep(600)"
-    process = begin(code, options=("--root", "process"), OTEL_SERVICE_NAME="terminated", OTEL_BSP_SCHEDULE_DELAY="60000")
+    process = begin(
+        code, options=("--root", "process"), OTEL_SERVICE_NAME="terminated", OTEL_BSP_SCHEDULE_DELAY="60000"
+    )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
     assert end(process).code == -signal.SIGTERM
-    spans = rows("select oi_kind, parent_span_id is null, span_count from spans where service_name = 'terminated' order by 2")
+    spans = rows(
+        "select oi_kind, parent_span_id is null, span_count from spans where service_name = 'terminated' order by 2"
+    )
     assert spans == [("LLM", False, None), (None, True, 2)]
 
 
 def test_an_application_keeps_its_own_sigterm(begin: Any, rows: Any) -> None:
-    code = """
+    code = (
+        """
 import signal, sys
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
-""" + CALL + "ask('kept')\nprint('ready', flush=True)\nimport time; time.sleep(600)"
+"""
+        + CALL
+        + "ask('kept')\nprint('ready', flush=True)\nimport time; time.sleep(600)"
+    )
     process = begin(code, OTEL_SERVICE_NAME="own-signal", OTEL_BSP_SCHEDULE_DELAY="60000")
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
@@ -231,9 +250,13 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
 
 
 def test_a_failing_process_says_so_on_its_root(agent: Any, rows: Any) -> None:
-    ended = agent(CALL + "ask('x')\nraise ValueError('secret words')", options=("--root", "process"), OTEL_SERVICE_NAME="failed")
+    ended = agent(
+        CALL + "ask('x')\nraise ValueError('secret words')", options=("--root", "process"), OTEL_SERVICE_NAME="failed"
+    )
     assert ended.code == 1 and "ValueError: secret words" in ended.err
-    spans = rows("select status_code, status_message from spans where service_name = 'failed' and parent_span_id is null")
+    spans = rows(
+        "select status_code, status_message from spans where service_name = 'failed' and parent_span_id is null"
+    )
     assert spans == [(2, "ValueError")]
 
 
@@ -243,7 +266,9 @@ def test_a_server_that_refuses_token_ids_is_asked_once(agent: Any, rows: Any, tm
     log = tmp_path / "strict.jsonl"
     server = scripted_model(log, "--refuse-token-ids")
     try:
-        code = CALL + """
+        code = (
+            CALL
+            + """
 import asyncio
 for n in range(2): print(ask(f"{n}").choices[0].message.content)
 async def stream():
@@ -252,6 +277,7 @@ async def stream():
         async for _ in parts: pass
 asyncio.run(stream())
 """
+        )
         ended = agent(
             code, options=("--capture-tokens",), OPENAI_BASE_URL=f"{server.url}/v1", OTEL_SERVICE_NAME="refused"
         )
@@ -276,5 +302,3 @@ print(sorted(m for m in sys.modules if m.startswith("otel_lightning.")))
         "[]",
         "['otel_lightning.instrumentation', 'otel_lightning.instrumentation.start', 'otel_lightning.instrumentation.watch']",
     ]
-
-

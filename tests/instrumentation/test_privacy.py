@@ -104,7 +104,11 @@ def test_a_hook_that_raises_or_hangs_withholds_the_content(agent: Any, rows: Any
 
 @pytest.mark.parametrize(
     ("settings", "gone", "kept"),
-    [("hide_inputs=True", TEXT, "22C"), ("hide_outputs=True", "22C", TEXT), ("attributes={'*input*': 'drop'}", TEXT, "22C")],
+    [
+        ("hide_inputs=True", TEXT, "22C"),
+        ("hide_outputs=True", "22C", TEXT),
+        ("attributes={'*input*': 'drop'}", TEXT, "22C"),
+    ],
 )
 def test_inputs_outputs_and_single_attributes_can_be_hidden(
     agent: Any, rows: Any, sidecar: Any, settings: str, gone: str, kept: str

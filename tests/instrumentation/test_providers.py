@@ -62,7 +62,12 @@ def test_an_applications_own_provider_wins_and_sees_every_span_and_so_does_the_l
 
 
 def test_instrument_after_the_provider_extends_it(agent: Any, rows: Any) -> None:
-    code = OWN + "trace.set_tracer_provider(own())\nfrom otel_lightning.instrumentation import instrument\ninstrument()\n" + ASK + RUN
+    code = (
+        OWN
+        + "trace.set_tracer_provider(own())\nfrom otel_lightning.instrumentation import instrument\ninstrument()\n"
+        + ASK
+        + RUN
+    )
     ended = agent(code, way="code", SERVICE="extended")
     assert (ended.code, ended.err) == (0, "")
     assert json.loads(ended.out) == ["TracerProvider", ["ChatCompletion", "turn"]]
@@ -70,36 +75,59 @@ def test_instrument_after_the_provider_extends_it(agent: Any, rows: Any) -> None
 
 
 def test_an_exporter_to_the_same_collector_is_enough(agent: Any, rows: Any) -> None:
-    code = OWN + """
+    code = (
+        OWN
+        + """
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 provider = own()
 provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
 trace.set_tracer_provider(provider)
-""" + ASK + RUN
+"""
+        + ASK
+        + RUN
+    )
     ended = agent(code, SERVICE="same")
     assert (ended.code, ended.err) == (0, "")
     assert rows("select count(*), max(span_seq) from spans where service_name = 'same'") == [(2, 2)]
 
 
-def test_an_application_that_instruments_its_provider_itself_is_not_doubled(agent: Any, rows: Any) -> None:
-    code = OWN + ASK + """
+@pytest.mark.parametrize("globally", [True, False])
+def test_an_application_that_instruments_its_provider_itself_is_not_doubled(
+    agent: Any, rows: Any, globally: bool
+) -> None:
+    code = (
+        OWN
+        + ASK
+        + """
 from openinference.instrumentation.openai import OpenAIInstrumentor
-trace.set_tracer_provider(own())
-OpenAIInstrumentor().instrument(tracer_provider=trace.get_tracer_provider())
-""" + RUN
-    ended = agent(code, SERVICE="itself")
-    assert ended.code == 0
-    assert json.loads(ended.out) == ["TracerProvider", ["ChatCompletion", "turn"]]
-    assert rows("select count(*) from spans where service_name = 'itself' and oi_kind = 'LLM'") == [(1,)]
+provider = own()
+GLOBALLY
+OpenAIInstrumentor().instrument(tracer_provider=provider)
+with provider.get_tracer("app").start_as_current_span("turn"):
+    ask()
+provider.shutdown()
+print(Mine.names)
+""".replace("GLOBALLY", "trace.set_tracer_provider(provider)" if globally else "")
+    )
+    ended = agent(code, SERVICE=f"itself-{globally}")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out == "['ChatCompletion', 'turn']\n"
+    assert rows("select count(*) from spans where service_name = ?", f"itself-{globally}") == [(2,)]
 
 
-def test_a_module_of_the_agent_may_be_called_instrumentation_or_sitecustomize(agent: Any, rows: Any, tmp_path: Any) -> None:
+def test_a_module_of_the_agent_may_be_called_instrumentation_or_sitecustomize(
+    agent: Any, rows: Any, tmp_path: Any
+) -> None:
     (tmp_path / "instrumentation.py").write_text("def greet(): print('mine')\n")
     other = tmp_path / "other"
     other.mkdir()
     (other / "sitecustomize.py").write_text("import builtins; builtins.seen = 'theirs too'\n")
-    code = "import instrumentation, json\ninstrumentation.greet()\nprint(seen)\nfrom opentelemetry import trace\n" + ASK + "ask()\n"
+    code = (
+        "import instrumentation, json\ninstrumentation.greet()\nprint(seen)\nfrom opentelemetry import trace\n"
+        + ASK
+        + "ask()\n"
+    )
     ended = agent(code, PYTHONPATH=str(other), OTEL_SERVICE_NAME="names")
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.splitlines() == ["mine", "theirs too"]
@@ -108,6 +136,9 @@ def test_a_module_of_the_agent_may_be_called_instrumentation_or_sitecustomize(ag
 
 def test_a_stranger_called_agents_is_left_alone(agent: Any, rows: Any, tmp_path: Any) -> None:
     (tmp_path / "agents.py").write_text("def act(): print('acting')\n")
-    ended = agent("import json\nfrom opentelemetry import trace\nimport agents\nagents.act()\n" + ASK + "ask()\n", OTEL_SERVICE_NAME="stranger")
+    ended = agent(
+        "import json\nfrom opentelemetry import trace\nimport agents\nagents.act()\n" + ASK + "ask()\n",
+        OTEL_SERVICE_NAME="stranger",
+    )
     assert (ended.code, ended.out, ended.err) == (0, "acting\n", "")
     assert rows("select count(*) from spans where service_name = 'stranger'") == [(1,)]

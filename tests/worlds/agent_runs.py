@@ -27,7 +27,14 @@ SCENARIOS: dict[str, dict[str, list[int]]] = {
         "failing": [1, 1, 1],
         "asynchronous": [1, 1, 1, 1],
     },
-    "langchain_agent": {"tools": [2], "plain": [1], "streamed": [1], "model_stream": [1], "graph": [2], "failing": [1, 1]},
+    "langchain_agent": {
+        "tools": [2],
+        "plain": [1],
+        "streamed": [1],
+        "model_stream": [1],
+        "graph": [2],
+        "failing": [1, 1],
+    },
     "autogen_team": {"tools": [2], "plain": [1], "team": [3]},
     "openai_agents": {"handoff": [3], "plain": [1], "streamed": [1]},
 }
@@ -43,7 +50,9 @@ def python_of(name: str) -> Path:
     """The interpreter of .agents/NAME; `make agents` makes the newest."""
     path = ROOT / ".agents" / name / "bin" / "python"
     if not path.exists():
-        raise RuntimeError(f"{path.relative_to(ROOT)} is missing: run `make agents`, or `make frameworks` for the oldest")
+        raise RuntimeError(
+            f"{path.relative_to(ROOT)} is missing: run `make agents`, or `make frameworks` for the oldest"
+        )
     return path
 
 
@@ -167,7 +176,10 @@ def heard(messages: list[dict[str, Any]]) -> list[Any]:
     for message in messages:
         content = message.get("content")
         text = "".join(p.get("text") or "" for p in content) if isinstance(content, list) else content or ""
-        calls = [(c["id"], c["function"]["name"], arguments(c["function"]["arguments"])) for c in message.get("tool_calls") or ()]
+        calls = [
+            (c["id"], c["function"]["name"], arguments(c["function"]["arguments"]))
+            for c in message.get("tool_calls") or ()
+        ]
         result.append((roles.get(message["role"], message["role"]), text, calls, message.get("tool_call_id")))
     return result
 

@@ -19,7 +19,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-RECORDED = Path(__file__).parents[1] / "fixtures" / "otlp" / "openai-sdk" / "openinference-openai" / "server_requests.jsonl"
+RECORDED = (
+    Path(__file__).parents[1] / "fixtures" / "otlp" / "openai-sdk" / "openinference-openai" / "server_requests.jsonl"
+)
 EXCHANGES = [json.loads(line) for line in RECORDED.read_text().splitlines()]
 CHATS = [e for e in EXCHANGES if e["path"].endswith("/chat/completions") and e["status"] == 200]
 TOOL_REPLY = next(e["reply"] for e in CHATS if len(e["reply"]["tool_calls"]) == 1)
@@ -32,7 +34,9 @@ SEEN: set[str] = set()
 
 def ids_of(message: dict[str, Any]) -> list[int]:
     """The same ids for the same message, wherever it stands."""
-    calls = [[c["function"]["name"], json.loads(c["function"]["arguments"] or "{}")] for c in message.get("tool_calls") or ()]
+    calls = [
+        [c["function"]["name"], json.loads(c["function"]["arguments"] or "{}")] for c in message.get("tool_calls") or ()
+    ]
     text = f"{message['role']} {text_of(message)} {json.dumps(calls, sort_keys=True) if calls else ''} END"
     return [zlib.crc32(word.encode()) % 50_000 for word in text.split()]
 
@@ -49,7 +53,11 @@ def chat_reply(body: dict[str, Any]) -> dict[str, Any]:
     """The recorded reply that fits: a tool call when a tool is offered and the user has just spoken, else the answer."""
     messages = body["messages"]
     tools = [tool["function"]["name"] for tool in body.get("tools") or ()]
-    handed_over = messages[-1]["role"] == "tool" and not any(name.startswith("transfer_to_") for name in tools) and _asked(messages)
+    handed_over = (
+        messages[-1]["role"] == "tool"
+        and not any(name.startswith("transfer_to_") for name in tools)
+        and _asked(messages)
+    )
     if tools and (messages[-1]["role"] == "user" or handed_over):
         transfer = next((name for name in tools if name.startswith("transfer_to_")), None)
         call = json.loads(json.dumps(TOOL_REPLY["tool_calls"][0]))
@@ -121,11 +129,17 @@ class Handler(BaseHTTPRequestHandler):
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": "scripted-2024-07-18",
-            "usage": {"prompt_tokens": len(prompt), "completion_tokens": len(ids), "total_tokens": len(prompt) + len(ids)},
+            "usage": {
+                "prompt_tokens": len(prompt),
+                "completion_tokens": len(ids),
+                "total_tokens": len(prompt) + len(ids),
+            },
         }
         self.exchange |= {"response_id": answer["id"], "reply": message, "finish_reason": finish}
         self.exchange |= {"prompt_token_ids": prompt, "token_ids": ids, "logprobs": logprobs}
-        content = [{"token": str(i), "logprob": p, "bytes": [], "top_logprobs": []} for i, p in zip(ids, logprobs, strict=True)]
+        content = [
+            {"token": str(i), "logprob": p, "bytes": [], "top_logprobs": []} for i, p in zip(ids, logprobs, strict=True)
+        ]
         asked = bool(body.get("return_token_ids"))
         if not body.get("stream"):
             choice = {"index": 0, "message": message, "finish_reason": finish, "logprobs": None}
@@ -152,7 +166,13 @@ class Handler(BaseHTTPRequestHandler):
             chunks.append({**answer, "object": "chat.completion.chunk", "choices": [choice]})
         if asked:
             chunks[0]["prompt_token_ids"] = prompt
-        chunks.append({**answer, "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {}, "finish_reason": finish}]})
+        chunks.append(
+            {
+                **answer,
+                "object": "chat.completion.chunk",
+                "choices": [{"index": 0, "delta": {}, "finish_reason": finish}],
+            }
+        )
         if (body.get("stream_options") or {}).get("include_usage"):
             chunks.append({**answer, "object": "chat.completion.chunk", "choices": [], "usage": usage})
         self._stream([f"data: {json.dumps(chunk)}\n\n" for chunk in chunks] + ["data: [DONE]\n\n"], cut)
