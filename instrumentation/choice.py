@@ -113,7 +113,8 @@ def load(choice: Chosen, **options: Any) -> bool:
     """Instrument; False, and one line in the log, when it cannot."""
     try:
         made = choice.entry_point.load()()
-        made.instrument(**options)
+        if not getattr(made, "is_instrumented_by_opentelemetry", False):  # else by another starter, or the application
+            made.instrument(**options)
         _give_way(type(made))
         return True
     except Exception as error:

@@ -1,6 +1,6 @@
 """A model server that answers what the fixtures recorded: tool calls, hand-offs, Responses, 429, 500 and cut streams.
 
-    python scripted_model.py LOG [--refuse-token-ids]
+    python scripted_model.py LOG [--refuse-token-ids | --ignore-token-ids]
 
 Chat completions and Responses, whole and streamed. Replies are those of tests/fixtures/otlp/openai-sdk/openinference-openai;
 ids are fresh. Token ids are a hash of each word, so that a prompt which continues another continues its ids too. LOG gets
@@ -82,7 +82,7 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     log_file: Path
-    refuse = False
+    refuse = ignore = False
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Nothing: standard output is the test's."""
@@ -140,7 +140,7 @@ class Handler(BaseHTTPRequestHandler):
         content = [
             {"token": str(i), "logprob": p, "bytes": [], "top_logprobs": []} for i, p in zip(ids, logprobs, strict=True)
         ]
-        asked = bool(body.get("return_token_ids"))
+        asked = bool(body.get("return_token_ids")) and not self.ignore
         if not body.get("stream"):
             choice = {"index": 0, "message": message, "finish_reason": finish, "logprobs": None}
             if body.get("logprobs"):
@@ -242,6 +242,7 @@ def _parts(text: str) -> list[str]:
 if __name__ == "__main__":
     Handler.log_file = Path(sys.argv[1])
     Handler.refuse = "--refuse-token-ids" in sys.argv
+    Handler.ignore = "--ignore-token-ids" in sys.argv
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     print(f"listening http http://127.0.0.1:{server.server_port}", flush=True)
