@@ -8,7 +8,7 @@ import warnings
 if os.environ.get("WAY_IN") == "code":
     from otel_lightning.instrumentation import instrument
 
-    instrument()
+    instrument(tokens=True)
 
 from autogen_agentchat.agents import AssistantAgent
 from autogen_agentchat.conditions import MaxMessageTermination
@@ -16,7 +16,6 @@ from autogen_agentchat.teams import RoundRobinGroupChat
 from autogen_ext.models.openai import OpenAIChatCompletionClient
 
 warnings.filterwarnings("ignore", "Resolved model mismatch")
-MODEL = os.environ.get("OPENAI_MODEL", "scripted")
 
 
 def client():
@@ -27,7 +26,9 @@ def client():
         "structured_output": False,
         "family": "unknown",
     }
-    return OpenAIChatCompletionClient(model=MODEL, max_tokens=12, model_info=information)
+    return OpenAIChatCompletionClient(
+        model=os.environ.get("OPENAI_MODEL", "scripted"), max_tokens=12, model_info=information
+    )
 
 
 async def get_weather(city: str) -> str:
@@ -58,10 +59,13 @@ async def team(model):
 
 
 async def main(scenarios):
-    model = client()
     for name in scenarios:
+        if name == "@served":  # from here on against the other model server
+            os.environ |= {"OPENAI_BASE_URL": os.environ["SERVED_URL"], "OPENAI_MODEL": "current"}
+            continue
+        model = client()
         await globals()[name](model)
-    await model.close()
+        await model.close()
 
 
 if __name__ == "__main__":

@@ -8,14 +8,12 @@ from typing import TypedDict
 if os.environ.get("WAY_IN") == "code":
     from otel_lightning.instrumentation import instrument
 
-    instrument()
+    instrument(tokens=True)
 
 from langchain.agents import create_agent
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from langgraph.graph import END, START, StateGraph
-
-MODEL = os.environ.get("OPENAI_MODEL", "scripted")
 
 
 @tool
@@ -25,7 +23,7 @@ def get_weather(city: str) -> str:
 
 
 def model(**options):
-    return ChatOpenAI(model=MODEL, max_tokens=12, max_retries=2, **options)
+    return ChatOpenAI(model=os.environ.get("OPENAI_MODEL", "scripted"), max_tokens=12, max_retries=2, **options)
 
 
 def agent(tools=(get_weather,)):
@@ -89,6 +87,9 @@ def failing():
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
+        if name == "@served":  # from here on against the other model server
+            os.environ |= {"OPENAI_BASE_URL": os.environ["SERVED_URL"], "OPENAI_MODEL": "current"}
+            continue
         result = globals()[name]()
         if asyncio.iscoroutine(result):
             asyncio.run(result)

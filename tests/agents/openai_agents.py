@@ -7,12 +7,11 @@ import sys
 if os.environ.get("WAY_IN") == "code":
     from otel_lightning.instrumentation import instrument
 
-    instrument()
+    instrument(tokens=True)
 
 from agents import Agent, ModelSettings, OpenAIChatCompletionsModel, Runner, function_tool
 from openai import AsyncOpenAI
 
-MODEL = os.environ.get("OPENAI_MODEL", "scripted")
 SETTINGS = ModelSettings(max_tokens=12)
 
 
@@ -49,11 +48,14 @@ async def streamed(model):
 
 
 async def main(scenarios):
-    # Not by OPENAI_API_KEY: the SDK would send its own traces to OpenAI with it.
-    async with AsyncOpenAI(api_key=os.environ["MODEL_API_KEY"]) as client:
-        model = OpenAIChatCompletionsModel(model=MODEL, openai_client=client)
-        for name in scenarios:
-            await globals()[name](model)
+    for name in scenarios:
+        if name == "@served":  # from here on against the other model server
+            os.environ |= {"OPENAI_BASE_URL": os.environ["SERVED_URL"], "OPENAI_MODEL": "current"}
+            continue
+        # Not by OPENAI_API_KEY: the SDK would send its own traces to OpenAI with it.
+        async with AsyncOpenAI(api_key=os.environ["MODEL_API_KEY"]) as client:
+            chosen = os.environ.get("OPENAI_MODEL", "scripted")
+            await globals()[name](OpenAIChatCompletionsModel(model=chosen, openai_client=client))
 
 
 if __name__ == "__main__":

@@ -8,13 +8,16 @@ import sys
 
 import openai
 
-MODEL = os.environ.get("OPENAI_MODEL", "scripted")
 TOOL = {
     "name": "get_weather",
     "description": "Weather of a city",
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
 }
 TOOLS = [{"type": "function", "function": TOOL}]
+
+
+def model():
+    return os.environ.get("OPENAI_MODEL", "scripted")
 
 
 def get_weather(city):
@@ -28,9 +31,9 @@ def said(answer):
 def sync(client):
     """Two turns of one conversation."""
     messages = [{"role": "system", "content": "You are a weather agent."}, {"role": "user", "content": "Hello sync"}]
-    answer = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=12)
+    answer = client.chat.completions.create(model=model(), messages=messages, max_tokens=12)
     messages += [said(answer), {"role": "user", "content": "And tomorrow?"}]
-    client.chat.completions.create(model=MODEL, messages=messages, max_tokens=12)
+    client.chat.completions.create(model=model(), messages=messages, max_tokens=12)
 
 
 async def asynchronous(client):
@@ -38,11 +41,11 @@ async def asynchronous(client):
 
     async def one(number):
         messages = [{"role": "user", "content": f"async {number}"}]
-        return await client.chat.completions.create(model=MODEL, messages=messages, max_tokens=12)
+        return await client.chat.completions.create(model=model(), messages=messages, max_tokens=12)
 
     await asyncio.gather(*(one(number) for number in range(3)))
     stream = await client.chat.completions.create(
-        model=MODEL, messages=[{"role": "user", "content": "async stream"}], max_tokens=12, stream=True
+        model=model(), messages=[{"role": "user", "content": "async stream"}], max_tokens=12, stream=True
     )
     async for _ in stream:
         pass
@@ -52,7 +55,7 @@ def stream(client):
     """With and without usage."""
     for text, options in (("stream usage", {"stream_options": {"include_usage": True}}), ("stream bare", {})):
         parts = client.chat.completions.create(
-            model=MODEL, messages=[{"role": "user", "content": text}], max_tokens=12, stream=True, **options
+            model=model(), messages=[{"role": "user", "content": text}], max_tokens=12, stream=True, **options
         )
         "".join(part.choices[0].delta.content or "" for part in parts if part.choices)
 
@@ -61,7 +64,7 @@ def tools(client):
     """The usual loop."""
     messages = [{"role": "user", "content": "Weather in Paris?"}]
     while True:
-        answer = client.chat.completions.create(model=MODEL, messages=messages, tools=TOOLS, temperature=0.7)
+        answer = client.chat.completions.create(model=model(), messages=messages, tools=TOOLS, temperature=0.7)
         messages.append(said(answer))
         calls = answer.choices[0].message.tool_calls
         if not calls:
@@ -74,25 +77,25 @@ def tools(client):
 def responses(client):
     """The Responses API with a tool."""
     items = [{"role": "user", "content": "Weather by responses?"}]
-    answer = client.responses.create(model=MODEL, input=items, tools=[{"type": "function", "strict": None, **TOOL}])
+    answer = client.responses.create(model=model(), input=items, tools=[{"type": "function", "strict": None, **TOOL}])
     call = answer.output[0]
     items += [
         call.model_dump(exclude_none=True),
         {"type": "function_call_output", "call_id": call.call_id, "output": "22C"},
     ]
-    client.responses.create(model=MODEL, input=items, tools=[{"type": "function", "strict": None, **TOOL}])
+    client.responses.create(model=model(), input=items, tools=[{"type": "function", "strict": None, **TOOL}])
 
 
 def failing(client):
     """A server error, a retry that succeeds, a stream that is cut."""
     with contextlib.suppress(openai.InternalServerError):
         client.with_options(max_retries=0).chat.completions.create(
-            model=MODEL, messages=[{"role": "user", "content": "FAIL500"}]
+            model=model(), messages=[{"role": "user", "content": "FAIL500"}]
         )
-    client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": f"FAIL429ONCE {os.getpid()}"}])
+    client.chat.completions.create(model=model(), messages=[{"role": "user", "content": f"FAIL429ONCE {os.getpid()}"}])
     try:
         for _ in client.chat.completions.create(
-            model=MODEL, messages=[{"role": "user", "content": "FAILMID"}], stream=True
+            model=model(), messages=[{"role": "user", "content": "FAILMID"}], stream=True
         ):
             pass
     except Exception as error:
@@ -100,22 +103,24 @@ def failing(client):
 
 
 def main(scenarios):
-    with openai.OpenAI() as client:
-        for name in scenarios:
-            if name != "asynchronous":
+    for name in scenarios:
+        if name == "@served":  # from here on against the other model server
+            os.environ |= {"OPENAI_BASE_URL": os.environ["SERVED_URL"], "OPENAI_MODEL": "current"}
+        elif name == "asynchronous":
+
+            async def run():
+                async with openai.AsyncOpenAI() as client:
+                    await asynchronous(client)
+
+            asyncio.run(run())
+        else:
+            with openai.OpenAI() as client:
                 globals()[name](client)
-    if "asynchronous" in scenarios:
-
-        async def run():
-            async with openai.AsyncOpenAI() as client:
-                await asynchronous(client)
-
-        asyncio.run(run())
 
 
 if __name__ == "__main__":
     if os.environ.get("WAY_IN") == "code":
         from otel_lightning.instrumentation import instrument
 
-        instrument()
+        instrument(tokens=True)
     main(sys.argv[1:])

@@ -26,7 +26,7 @@ from agent_runs import (
     scripted_model,
     start,
 )
-from running import Process, Starter, lake_of
+from running import Starter, lake_of
 
 from otel_lightning.instrumentation import Emitter
 from otel_lightning.transforms.config import TransformConfig
@@ -54,27 +54,19 @@ def world(start_for_module: Starter, tmp_path_factory: pytest.TempPathFactory, c
         "lightning-collect", "--lake", str(lake), "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"
     )
     serve = start_for_module("lightning-serve", "--lake", str(lake), "--port", "0", "--otlp", collector.url)
-    scripted: dict[str, Process] = {}
-    for way in ("scripted", "served"):
-        for pair in (PROGRAMS[:2], PROGRAMS[2:]):  # two at a time: there are two cores
-            running = []
-            for program in pair:
-                names = list(SCENARIOS[program])
-                if way == "scripted":
-                    scripted[program] = scripted_model(folder / f"{program}.jsonl")
-                    url = scripted[program].url
-                else:
-                    names = [name for name in names if name not in NEED_A_SCRIPT]
-                    url = serve.url
-                running.append(start(
-                    program, *names, python=python, options=("--capture-tokens",),
-                    OPENAI_BASE_URL=f"{url}/v1", OPENAI_MODEL="scripted" if way == "scripted" else "current",
-                    OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, OTEL_SERVICE_NAME=f"{way}-{program}",
-                ))  # fmt: skip
-            for process in running:
-                ended = end(process)
-                assert ended.code == 0, ended.err
-                assert "otel-lightning" not in ended.err
+    scripted = {program: scripted_model(folder / f"{program}.jsonl") for program in PROGRAMS}
+    running = []
+    for program in PROGRAMS:
+        served = [name for name in SCENARIOS[program] if name not in NEED_A_SCRIPT]
+        running.append(start(
+            program, *SCENARIOS[program], "@served", *served, python=python, options=("--capture-tokens",),
+            OPENAI_BASE_URL=f"{scripted[program].url}/v1", SERVED_URL=f"{serve.url}/v1",
+            OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, OTEL_SERVICE_NAME=program,
+        ))  # fmt: skip
+    for process in running:
+        ended = end(process)
+        assert ended.code == 0, ended.err
+        assert "otel-lightning" not in ended.err
     truth = {program: exchanges(folder / f"{program}.jsonl") for program in PROGRAMS}
     emitter = Emitter(collector.url)
     for answered in truth.values():
@@ -92,7 +84,7 @@ def world(start_for_module: Starter, tmp_path_factory: pytest.TempPathFactory, c
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_every_request_becomes_the_call_that_it_was(world: World, program: str) -> None:
-    check(calls_of(world.connection, f"scripted-{program}"), world.truth[program], tokens=True)
+    check(calls_of(world.connection, program, served=False), world.truth[program], tokens=True)
 
 
 @pytest.mark.parametrize("way", ["scripted", "served"])
@@ -104,18 +96,18 @@ def test_an_episode_is_one_rollout(world: World, program: str, way: str) -> None
         if way == "scripted" or name not in NEED_A_SCRIPT
         for size in sizes
     ]
-    assert rollout_sizes(calls_of(world.connection, f"{way}-{program}")) == wanted
+    assert rollout_sizes(calls_of(world.connection, program, served=way == "served")) == wanted
 
 
 @pytest.mark.parametrize("program", list(AGENT_NAMES))
 def test_calls_know_their_agent(world: World, program: str) -> None:
-    calls = calls_of(world.connection, f"scripted-{program}")
+    calls = calls_of(world.connection, program, served=False)
     assert [call["agent"] for call in calls] == AGENT_NAMES[program]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_servers_own_records_and_the_agents_agree_and_each_call_is_there_once(world: World, program: str) -> None:
-    calls = calls_of(world.connection, f"served-{program}")
+    calls = calls_of(world.connection, program, served=True)
     assert calls
     ids = [call["response_id"] for call in calls]
     assert len(set(ids)) == len(ids) and None not in ids
@@ -137,7 +129,7 @@ def test_a_servers_own_records_and_the_agents_agree_and_each_call_is_there_once(
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_reward_by_response_id_reaches_its_call(world: World, program: str) -> None:
-    calls = {call["response_id"]: call for call in calls_of(world.connection, f"scripted-{program}")}
+    calls = {call["response_id"]: call for call in calls_of(world.connection, program, served=False)}
     answered = [e["response_id"] for e in world.truth[program] if e["status"] == 200 and not e.get("cut")]
     rewards = world.connection.execute(
         "select value, target_kind, target_trace_id, target_span_id from rewards where name = 'useful'"
@@ -153,7 +145,7 @@ def test_tool_executions_hang_on_the_calls_that_asked_for_them(world: World) -> 
         "join calls on tools.call_trace_id = calls.trace_id and tools.call_span_id = calls.span_id"
     ).fetchall()
     found = {service for service, name, _ in rows if name == "get_weather"}
-    assert found == {"scripted-langchain_agent", "scripted-autogen_team", "scripted-openai_agents"}
+    assert found == {"langchain_agent", "autogen_team", "openai_agents"}
     for _, name, messages in rows:
         asked = [call["function"]["name"] for m in json.loads(messages) for call in m.get("tool_calls") or ()]
         assert name in asked or name.startswith("handoff to")

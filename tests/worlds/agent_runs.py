@@ -125,16 +125,16 @@ def exchanges(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
-CALLS = """
+CALLS = r"""
 select calls.*, rollouts.spans, rollouts.spans_declared, rollouts.keyed_by
 from calls left join rollouts using (rollout_id)
-where calls.service_name = ? order by calls.start_unix_nano, calls.span_id
+where calls.service_name = ? and coalesce(calls.model similar to 'v\d+', false) = ? order by calls.start_unix_nano, calls.span_id
 """
 
 
-def calls_of(connection: Any, service: str) -> list[dict[str, Any]]:
-    """The calls of one service in the order in which they began."""
-    result = connection.execute(CALLS, [service])
+def calls_of(connection: Any, service: str, *, served: bool) -> list[dict[str, Any]]:
+    """The calls of one service, of lightning-serve or of the scripted model, in the order in which they began."""
+    result = connection.execute(CALLS, [service, served])
     names = [column[0] for column in result.description]
     return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 
