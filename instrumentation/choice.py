@@ -114,12 +114,22 @@ def load(choice: Chosen, **options: Any) -> bool:
     try:
         made = choice.entry_point.load()()
         if not getattr(made, "is_instrumented_by_opentelemetry", False):  # else by another starter, or the application
-            made.instrument(**options)
+            # Instrumentors state the range that they were released with; ours is the one that was tried.
+            made.instrument(skip_dep_check=tested(choice.library), **options)
         _give_way(type(made))
         return True
     except Exception as error:
         log.warning("%s %s cannot instrument: %s: %s", choice.distribution, choice.version, type(error).__name__, error)
         return False
+
+
+def tested(library: str) -> bool:
+    """Whether the installed version of a library is one that these instrumentors are tested with (see tests/agents)."""
+    if library not in LIBRARIES:
+        return False
+    distribution, _, oldest, _ = LIBRARIES[library]
+    version = installed(distribution)
+    return version is not None and parsed(version) >= parsed(oldest)
 
 
 def _give_way(kind: Any) -> None:

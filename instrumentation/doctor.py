@@ -190,10 +190,10 @@ def _instrumentors(imported: set[str] | None) -> Iterator[Finding]:
 
 
 def _broken(chosen: choice.Chosen) -> str:
-    """Why an instrumentor cannot be loaded or does not accept the installed version; empty when all is well."""
+    """Why an instrumentor cannot be loaded, or does not accept a version that we have not tried; empty when all is well."""
     try:
         made = chosen.entry_point.load()()
-        conflict = made._check_dependency_conflicts()
+        conflict = None if choice.tested(chosen.library) else made._check_dependency_conflicts()
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return str(conflict or "")

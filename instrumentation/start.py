@@ -131,6 +131,10 @@ def _load(chosen: Any, module: ModuleType) -> None:
             return  # a package of the application's own that happens to be called `agents`
         options["exclusive_processor"] = False  # the SDK's own tracing goes on as the application has it
     choice.load(chosen, **options)
+    if chosen.library == "openai-agents":
+        from otel_lightning.instrumentation import openai_agents
+
+        openai_agents.patch(module)
 
 
 def _meet_api(module: ModuleType) -> None:

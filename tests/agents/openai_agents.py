@@ -9,7 +9,15 @@ if os.environ.get("WAY_IN") == "code":
 
     instrument(tokens=True)
 
-from agents import Agent, ModelSettings, OpenAIChatCompletionsModel, Runner, function_tool
+from agents import (
+    Agent,
+    ModelSettings,
+    OpenAIChatCompletionsModel,
+    Runner,
+    function_tool,
+    set_trace_processors,
+    set_tracing_disabled,
+)
 from openai import AsyncOpenAI
 
 SETTINGS = ModelSettings(max_tokens=12)
@@ -45,6 +53,21 @@ async def streamed(model):
     agent = Agent(name="streamer", instructions="Be brief.", model=model, model_settings=SETTINGS)
     async for _ in Runner.run_streamed(agent, "Hello streamed").stream_events():
         pass
+
+
+async def replaced(model):
+    """As those do who serve models of their own: nothing shall go to OpenAI."""
+    set_trace_processors([])
+    agent = Agent(name="replacer", instructions="Be brief.", model=model, model_settings=SETTINGS)
+    await Runner.run(agent, "Hello replaced")
+
+
+async def untraced(model):
+    """Or so; once whole and once streamed."""
+    set_tracing_disabled(True)
+    await handoff(model)
+    await streamed(model)
+    set_tracing_disabled(False)
 
 
 async def main(scenarios):

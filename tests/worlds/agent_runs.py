@@ -36,13 +36,19 @@ SCENARIOS: dict[str, dict[str, list[int]]] = {
         "failing": [1, 1],
     },
     "autogen_team": {"tools": [2], "plain": [1], "team": [3]},
-    "openai_agents": {"handoff": [3], "plain": [1], "streamed": [1]},
+    "openai_agents": {"handoff": [3], "plain": [1], "streamed": [1], "replaced": [1], "untraced": [3, 1]},
 }
-NEED_A_SCRIPT = ("tools", "responses", "failing", "handoff")  # a model with random weights cannot play these
+NEED_A_SCRIPT = (
+    "tools",
+    "responses",
+    "failing",
+    "handoff",
+    "untraced",
+)  # a model with random weights cannot play these
 AGENT_NAMES = {
     "langchain_agent": ["weatherman"] * 4 + [None] * 5,
     "autogen_team": ["weatherman", "weatherman", "greeter", "writer", "critic", "writer"],
-    "openai_agents": ["triage", "weatherman", "weatherman", "greeter", "streamer"],
+    "openai_agents": ["triage", "weatherman", "weatherman", "greeter", "streamer", "replacer"] + [None] * 4,
 }
 
 
