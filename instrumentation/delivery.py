@@ -1,7 +1,7 @@
 """Spans on their way to the collector: never in the agent's way, never without a count.
 
 `on_end` puts a span into a bounded queue (by number and by bytes) and returns; one daemon thread sends. Whatever does not
-arrive is counted with a reason: queue_full, refused (the collector said no or was away for long), undelivered_at_exit.
+arrive is counted with a reason: queue_full, refused (the collector said no or was away for long), unprepared (a fault of ours), undelivered_at_exit.
 `finish` waits no longer than its budget. A forked child starts with an empty queue: what the parent had is the parent's.
 """
 
@@ -56,6 +56,11 @@ class Delivery(SpanProcessor):
         self.ended = self.delivered = 0
         self.dropped: Counter[str] = Counter()
 
+    def use(self, settings: Settings) -> None:
+        """Other settings from now on, another endpoint included."""
+        self.settings = settings
+        self._exporter = None
+
     def on_start(self, span: Span, parent_context: Any = None) -> None:
         """Remember which spans are open, so that a forked child does not end its parent's a second time."""
         context = span.get_span_context()
@@ -82,8 +87,12 @@ class Delivery(SpanProcessor):
             self._queue.append((span, size))
             self._bytes += size
             if self._thread is None:
-                self._thread = threading.Thread(target=self._send_all, name="lightning-spans", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._send_all, name="lightning-spans", daemon=True)
+                try:
+                    thread.start()
+                    self._thread = thread
+                except RuntimeError:
+                    pass  # the interpreter is going down; `finish` sends what is queued by itself
             self._condition.notify_all()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
@@ -111,6 +120,8 @@ class Delivery(SpanProcessor):
                 return
             self._closing = time.monotonic() + budget_s
         if budget_s > 0:
+            if self._thread is None and self._queue:
+                self._send_batch()
             self.flush(budget_s)
         with self._condition:
             self._stopped = True
@@ -136,29 +147,34 @@ class Delivery(SpanProcessor):
                     lambda: self._hurry or self._stopped or len(self._queue) >= self.settings.batch_spans,
                     self.settings.delay_s,
                 )
-                batch, size = [], 0
-                while self._queue and len(batch) < self.settings.batch_spans:
-                    if batch and size + self._queue[0][1] > self.settings.batch_bytes:
-                        break
-                    span, weight = self._queue.popleft()
-                    batch.append(span)
-                    size += weight
-                self._sending = len(batch)
-            taken = bool(batch) and self._send(batch)
-            with condition:
-                self._bytes -= size
-                if not self._stopped:
-                    if taken:
-                        self.delivered += len(batch)
-                    else:
-                        self.dropped["refused"] += len(batch)
-                self._sending = 0
-                condition.notify_all()
+            self._send_batch()
+
+    def _send_batch(self) -> None:
+        condition = self._condition
+        with condition:
+            batch, size = [], 0
+            while self._queue and len(batch) < self.settings.batch_spans:
+                if batch and size + self._queue[0][1] > self.settings.batch_bytes:
+                    break
+                span, weight = self._queue.popleft()
+                batch.append(span)
+                size += weight
+            self._sending = len(batch)
+        taken = bool(batch) and self._send(batch)
+        with condition:
+            self._bytes -= size
+            if not self._stopped:
+                if taken:
+                    self.delivered += len(batch)
+                else:
+                    self.dropped["refused"] += len(batch)
+            self._sending = 0
+            condition.notify_all()
 
     def _send(self, batch: list[ReadableSpan]) -> bool:
         token = attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
         try:
-            prepared = [self._prepare(span) for span in batch]
+            prepared = self._prepared(batch)
             for attempt in range(TRIES):
                 try:
                     if self._exporter is None:
@@ -178,6 +194,18 @@ class Delivery(SpanProcessor):
             return False
         finally:
             detach(token)
+
+    def _prepared(self, batch: list[ReadableSpan]) -> list[ReadableSpan]:
+        """What may be sent of a batch; a span that cannot be prepared stays here, whatever is in it."""
+        prepared = []
+        for span in batch:
+            try:
+                prepared.append(self._prepare(span))
+            except Exception:
+                with self._condition:
+                    self.dropped["unprepared"] += 1
+                    self.delivered -= 1  # it is counted with its batch below
+        return prepared
 
 
 def weigh(span: ReadableSpan) -> int:

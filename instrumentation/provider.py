@@ -134,7 +134,7 @@ class Telemetry:
         self.settings = self.enrich.settings = settings
         self.privacy = Privacy(settings)
         if self.delivery is not None:
-            self.delivery.settings = settings
+            self.delivery.use(settings)
 
     def extend(self, provider: Any) -> None:
         """Add our processors to a provider, once, and raise its attribute limit."""
@@ -238,7 +238,9 @@ class Telemetry:
         if self.settings.rollout_id:
             attributes["lightning.rollout.id"] = self.settings.rollout_id
         tracer = trace.get_tracer(SCOPE)
-        root = tracer.start_span(name, context=context_api.Context(), attributes=attributes)
+        root = tracer.start_span(
+            name, context=context_api.Context(), attributes=attributes, start_time=self.settings.began_unix_nano
+        )
         self.root = root
         if self.provider is not None:
             self.provider.root = root

@@ -124,6 +124,8 @@ def _target(given: Any) -> dict[str, str]:
         current = trace.get_current_span().get_span_context()
         made = telemetry()
         if not current.is_valid and made is not None and made.root is not None:
+            if made.settings.rollout_id is not None:
+                return {"rollout": made.settings.rollout_id}
             current = made.root.get_span_context()
         if not current.is_valid:
             raise EmitError("nothing to reward: no span is active; use 'with rollout():' around the run or name span=…")

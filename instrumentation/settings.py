@@ -74,6 +74,7 @@ class Settings:
     mask_function: str | None = None  # module:function, imported when the first span is sent
     attributes: tuple[tuple[str, Any], ...] = ()  # (pattern of the key, "drop", "mask" or a callable)
     mask_budget_s: float = 1.0
+    began_unix_nano: int | None = None  # when the process did
     problems: tuple[str, ...] = field(default=())
 
     @property

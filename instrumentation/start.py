@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +82,7 @@ def arm() -> None:
     watch.when("opentelemetry.trace", _meet_api)
     for name in FRAMEWORKS:
         watch.when(name, lambda module: begin())
-    if os.environ.get("LIGHTNING_ROLLOUT_ID") or os.environ.get("LIGHTNING_ROOT", "").strip().lower() == "process":
-        begin()
+    _state["given"] = {"began_unix_nano": time.time_ns(), **_state.get("given", {})}
 
 
 def begin() -> None:
