@@ -118,6 +118,7 @@ def _arrange() -> None:
         else:
             watch.when(chosen.module, functools.partial(_load, chosen))
     watch.when("langchain_openai.chat_models.base", langchain.patch)
+    watch.when("autogen_core._single_threaded_agent_runtime", autogen.patch_runtime)
     watch.when("autogen_agentchat.agents._base_chat_agent", autogen.patch_agents)
     watch.when("autogen_agentchat.teams._group_chat._base_group_chat", autogen.patch_teams)
 

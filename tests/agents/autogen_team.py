@@ -13,6 +13,7 @@ if os.environ.get("WAY_IN") == "code":
 from autogen_agentchat.agents import AssistantAgent
 from autogen_agentchat.conditions import MaxMessageTermination
 from autogen_agentchat.teams import RoundRobinGroupChat
+from autogen_core import SingleThreadedAgentRuntime
 from autogen_ext.models.openai import OpenAIChatCompletionClient
 
 warnings.filterwarnings("ignore", "Resolved model mismatch")
@@ -56,6 +57,17 @@ async def team(model):
     group = RoundRobinGroupChat(members, termination_condition=MaxMessageTermination(4))
     async for _ in group.run_stream(task="Hello team"):
         pass
+
+
+async def shared_runtime(model):
+    """Two teams' runs on a runtime that was started before any of them."""
+    runtime = SingleThreadedAgentRuntime()
+    runtime.start()
+    for name in ("first", "second"):
+        members = [AssistantAgent(f"{name}_{role}", model, system_message=role) for role in ("writer", "critic")]
+        group = RoundRobinGroupChat(members, runtime=runtime, termination_condition=MaxMessageTermination(3))
+        await group.run(task=f"Hello {name}")
+    await runtime.stop_when_idle()
 
 
 async def main(scenarios):

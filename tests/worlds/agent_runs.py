@@ -35,7 +35,7 @@ SCENARIOS: dict[str, dict[str, list[int]]] = {
         "graph": [2],
         "failing": [1, 1],
     },
-    "autogen_team": {"tools": [2], "plain": [1], "team": [3]},
+    "autogen_team": {"tools": [2], "plain": [1], "team": [3], "shared_runtime": [2, 2]},
     "openai_agents": {"handoff": [3], "plain": [1], "streamed": [1], "replaced": [1], "untraced": [3, 1]},
 }
 NEED_A_SCRIPT = (
@@ -47,7 +47,10 @@ NEED_A_SCRIPT = (
 )  # a model with random weights cannot play these
 AGENT_NAMES = {
     "langchain_agent": ["weatherman"] * 4 + [None] * 5,
-    "autogen_team": ["weatherman", "weatherman", "greeter", "writer", "critic", "writer"],
+    "autogen_team": [
+        *("weatherman", "weatherman", "greeter", "writer", "critic", "writer"),
+        *("first_writer", "first_critic", "second_writer", "second_critic"),
+    ],
     "openai_agents": ["triage", "weatherman", "weatherman", "greeter", "streamer", "replacer"] + [None] * 4,
 }
 
