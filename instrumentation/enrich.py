@@ -42,6 +42,8 @@ class Enrich(SpanProcessor):
         episode = context_api.get_value(EPISODE_KEY, parent_context)
         if isinstance(episode, dict):
             span.set_attributes(episode)
+        elif self.settings.process_root and self.settings.rollout_id:
+            span.set_attribute("lightning.rollout.id", self.settings.rollout_id)
         if not self.settings.content:
             span.set_attribute("lightning.content", "off")
 

@@ -43,7 +43,14 @@ OUTPUT = re.compile(
 )
 TOKENS = re.compile(r"^lightning\.(prompt\.(token_ids|prefix_|length)|choice\.\d+\.)")
 # Who and where, never what was said: masking these leaves a call's text, and so its token ids, as they were.
-ABOUT = re.compile(r"^(metadata$|user\.|enduser\.|tag\.|http\.|url\.|server\.|client\.|net\.|exception\.)")
+ABOUT = re.compile(
+    r"^(metadata$|session\.|gen_ai\.(conversation|agent)\.|agent\.name|graph\.|user\.|enduser\.|tag\.|http\.|url\.|server\.|client\.|net\.|exception\.)"
+)
+# Written by programs alone; masking these would only break joins. Everything else is masked, session ids too.
+MACHINE = re.compile(
+    r"^(openinference\.span\.kind|gen_ai\.(operation\.name|provider\.name|system|request\.model|response\.(model|id|finish_reasons)"
+    r"|tool\.call\.id)|llm\.(model_name|provider|system|finish_reason)|lightning\..*)$"
+)
 IDS_IN_JSON = ("prompt_token_ids", "token_ids", "logprobs")
 # What is left when a hook fails: names, ids and numbers that cannot hold what a person typed.
 STRUCTURE = re.compile(
@@ -166,7 +173,7 @@ class Privacy:
             if action == "drop":
                 changed = changed or bool(INPUT.match(key) or OUTPUT.match(key))
                 continue
-            if STRUCTURE.match(key):
+            if action is None and MACHINE.match(key):
                 clean[key] = value
                 continue
             if action is None:

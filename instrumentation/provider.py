@@ -115,6 +115,7 @@ class Telemetry:
         self.provider: Provider | None = None
         self.meter_provider: Any = None
         self._metric_exporter: Any = None
+        self._others: list[Any] = []  # processors of exporters that the environment names beside OTLP
         self.logger_provider: Any = None
         self.at_end: list[Callable[[float], None]] = []  # others that must flush, with the seconds they may take
         self._extended: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -179,7 +180,9 @@ class Telemetry:
             for other in _other_exporters("TRACES", "opentelemetry_traces_exporter"):
                 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-                provider.add_span_processor(BatchSpanProcessor(other))
+                processor = BatchSpanProcessor(other)
+                provider.add_span_processor(processor)
+                self._others.append(processor)
             set_quietly(trace, provider)
         else:
             self.extend(current)
@@ -265,6 +268,7 @@ class Telemetry:
         deadline = time.monotonic() + self.settings.exit_budget_s
         if self.root is not None:
             self.root.end()
+        _within(deadline, [lambda left, p=processor: p.shutdown() for processor in self._others])
         there = endpoint.reachable(self.settings.endpoint)
         if self.delivery is not None:
             self.delivery.finish(deadline - time.monotonic() if there else 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,8 +37,7 @@ class RecordExporter(LogRecordExporter):
         return True
 
     def _cleaned(self, record: Any) -> Any:
-        cleaned = copy.copy(record)
-        cleaned.log_record = copy.copy(record.log_record)
-        cleaned.log_record.attributes = self._privacy.attributes(record.log_record.attributes or {})
-        cleaned.log_record.body = self._privacy.body(record.log_record.body)
-        return cleaned
+        said = copy.copy(record.log_record)
+        said.attributes = self._privacy.attributes(said.attributes or {})
+        said.body = self._privacy.body(said.body)
+        return dataclasses.replace(record, log_record=said)

@@ -14,17 +14,19 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
+from opentelemetry import context as context_api
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan
 
 from otel_lightning.instrumentation import provider
+from otel_lightning.instrumentation.enrich import EPISODE_KEY
 
 PREFIX, LENGTH = "lightning.prompt.prefix_response_id", "lightning.prompt.length"
 KNOWN_CALLS = 256  # calls of which prompt and answer are kept, to recognise what continues them
 KNOWN_IDS = 4_000_000
 
 _lock = threading.Lock()
-_known: OrderedDict[str, array[int]] = OrderedDict()
+_known: OrderedDict[str, tuple[Any, array[int]]] = OrderedDict()  # by response id: the episode, prompt and answer
 _texts: OrderedDict[tuple[int, int], list[str]] = OrderedDict()
 
 
@@ -53,7 +55,9 @@ def record(context: Any, began: int, body: Any, answer: dict[str, Any]) -> None:
     prompt = answer.get("prompt_token_ids")
     if isinstance(prompt, list) and prompt:
         attributes["gen_ai.usage.input_tokens"] = len(prompt)
-        attributes |= _prompt(response_id, array("q", prompt), array("q", ids.get(0) or []))
+        episode = context_api.get_value(EPISODE_KEY, context)
+        named = episode.get("lightning.rollout.id") if isinstance(episode, dict) else None
+        attributes |= _prompt(response_id, named, array("q", prompt), array("q", ids.get(0) or []))
     for index, choice in zip(ids, choices, strict=True):
         attributes[f"lightning.choice.{index}.token_ids"] = ids[index]
         content = (choice.get("logprobs") or {}).get("content") or []
@@ -67,18 +71,18 @@ def record(context: Any, began: int, body: Any, answer: dict[str, Any]) -> None:
     span.end()
 
 
-def _prompt(response_id: str, prompt: array[int], response: array[int]) -> dict[str, Any]:
-    """The attributes of a prompt: whole, or what follows the longest known call that it continues."""
+def _prompt(response_id: str, episode: Any, prompt: array[int], response: array[int]) -> dict[str, Any]:
+    """The attributes of a prompt: whole, or what follows the longest known call of its episode that it continues."""
     with _lock:
         best, length = None, 0
-        for known_id, ids in _known.items():
-            if length < len(ids) <= len(prompt) and prompt[: len(ids)] == ids:
+        for known_id, (known_episode, ids) in _known.items():
+            if known_episode == episode and length < len(ids) <= len(prompt) and prompt[: len(ids)] == ids:
                 best, length = known_id, len(ids)
         if response_id:
-            _known[response_id] = prompt + response
-            total = sum(map(len, _known.values()))
+            _known[response_id] = (episode, prompt + response)
+            total = sum(len(ids) for _, ids in _known.values())
             while len(_known) > KNOWN_CALLS or total > KNOWN_IDS:
-                total -= len(_known.popitem(last=False)[1])
+                total -= len(_known.popitem(last=False)[1][1])
     attributes: dict[str, Any] = {LENGTH: len(prompt), "lightning.prompt.token_ids": prompt[length:].tolist()}
     if best is not None:
         attributes[PREFIX] = best

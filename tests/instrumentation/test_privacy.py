@@ -89,6 +89,34 @@ def test_masked_text_loses_its_token_ids_too(agent: Any, rows: Any, sidecar: Any
     assert rows("select count(prompt_token_ids), count(choices) from spans where service_name = ?", service) == [(0, 0)]
 
 
+def test_log_records_are_masked_as_spans_are(agent: Any, rows: Any, sidecar: Any) -> None:
+    code = """
+from otel_lightning.instrumentation import instrument
+instrument(mask=[r'CANARY-\\d+-.é.'])
+from opentelemetry import _logs
+record = _logs.LogRecord(event_name="gen_ai.client.inference.operation.details", body={"said": TEXT}, attributes={"gen_ai.input.messages": TEXT})
+_logs.get_logger("test").emit(record)
+""".replace("TEXT", repr(TEXT))
+    ended = agent(code, way="code", OTEL_SERVICE_NAME="records")
+    assert (ended.code, ended.err) == (0, "")
+    assert rows("select count(*) from events where service_name = 'records'") == [(1,)]
+    assert leaks(sidecar.lake, "records", CONTROL)
+    assert not leaks(sidecar.lake, "records", SECRET)
+
+
+def test_a_session_is_masked_and_the_call_stays_whole(agent: Any, rows: Any) -> None:
+    code = AGENT.replace("SETTINGS", r"mask=[r'\w+@example.org']").replace("HOOK", "pass").replace("TEXT", "'hello'")
+    code = code.replace(
+        "print(", "from otel_lightning.instrumentation import rollout\nwith rollout(session='me@example.org'): print("
+    )
+    assert agent(code, way="code", OTEL_SERVICE_NAME="session").code == 0
+    found = rows("select distinct session_id from spans where service_name = 'session'")
+    assert found == [("[masked]",)]
+    assert rows("select content, len(choices) from spans where service_name = 'session' and capture = 'client'") == [
+        (None, 1)
+    ]
+
+
 @pytest.mark.row(70)
 @pytest.mark.parametrize("hook", ["raise ValueError(text)", "time.sleep(600)", "return None", "sys.exit(5)"])
 def test_a_hook_that_raises_or_hangs_withholds_the_content(agent: Any, rows: Any, sidecar: Any, hook: str) -> None:
