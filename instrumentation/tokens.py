@@ -23,7 +23,7 @@ from otel_lightning.instrumentation.enrich import EPISODE_KEY
 
 PREFIX, LENGTH = "lightning.prompt.prefix_response_id", "lightning.prompt.length"
 KNOWN_CALLS = 256  # calls of which prompt and answer are kept, to recognise what continues them
-KNOWN_IDS = 4_000_000
+KNOWN_IDS = 1_000_000  # four bytes each
 
 _lock = threading.Lock()
 _known: OrderedDict[str, tuple[Any, array[int]]] = OrderedDict()  # by response id: the episode, prompt and answer
@@ -57,7 +57,7 @@ def record(context: Any, began: int, body: Any, answer: dict[str, Any]) -> None:
         attributes["gen_ai.usage.input_tokens"] = len(prompt)
         episode = context_api.get_value(EPISODE_KEY, context)
         named = episode.get("lightning.rollout.id") if isinstance(episode, dict) else None
-        attributes |= _prompt(response_id, named, array("q", prompt), array("q", ids.get(0) or []))
+        attributes |= _prompt(response_id, named, array("i", prompt), array("i", ids.get(0) or []))
     for index, choice in zip(ids, choices, strict=True):
         attributes[f"lightning.choice.{index}.token_ids"] = ids[index]
         content = (choice.get("logprobs") or {}).get("content") or []
