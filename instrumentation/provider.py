@@ -88,14 +88,18 @@ class _Tracer(trace.Tracer):
 class _Shared(SpanProcessor):
     """One of our processors in a provider that may be shut down before the process ends: that flushes, no more."""
 
-    def __init__(self, inner: Enrich | Delivery, budget_s: float) -> None:
+    def __init__(self, inner: Enrich | Delivery, budget_s: float, doubled: Callable[[], bool] = lambda: False) -> None:
         self.inner, self._budget_s = inner, budget_s
+        self._doubled: Callable[[], bool] | bool = doubled
 
     def on_start(self, span: Span, parent_context: Any = None) -> None:
         self.inner.on_start(span, parent_context)
 
     def on_end(self, span: ReadableSpan) -> None:
-        self.inner.on_end(span)
+        if callable(self._doubled):  # asked when the first span ends: by then the application has its exporters
+            self._doubled = self._doubled()
+        if not self._doubled:
+            self.inner.on_end(span)
 
     def shutdown(self) -> None:
         self.inner.force_flush(int(self._budget_s * 1000))
@@ -152,11 +156,10 @@ class Telemetry:
                 setattr(limits, name, ATTRIBUTES_NEEDED)
         budget_s = self.settings.exit_budget_s
         provider.add_span_processor(_Shared(self.enrich, budget_s))
-        if self.delivery is None:
-            return
-        if not isinstance(provider, Provider) and not self.privacy.active and _exports_to(provider):
-            return  # its own exporter goes to the same collector: once is enough
-        provider.add_span_processor(_Shared(self.delivery, budget_s))
+        if self.delivery is not None:
+            # Where its own exporter goes to the same collector, once is enough; unless something must be masked.
+            doubled = lambda: not isinstance(provider, Provider) and not self.privacy.active and _exports_to(provider)  # noqa: E731
+            provider.add_span_processor(_Shared(self.delivery, budget_s, doubled))
 
     def succeed(self, provider: Any) -> None:
         """The application has set its own provider: it is the one from now on."""
@@ -166,7 +169,7 @@ class Telemetry:
 
     def set_up(self) -> None:
         """Providers for what the application has not provided itself."""
-        current = trace.get_tracer_provider.__wrapped__() if hasattr(trace.get_tracer_provider, "__wrapped__") else trace.get_tracer_provider()  # type: ignore[attr-defined]  # fmt: skip
+        current = getattr(trace.get_tracer_provider, "__wrapped__", trace.get_tracer_provider)()
         resource = _resource()
         self._set_up_metrics(resource)
         if isinstance(current, trace.ProxyTracerProvider):
@@ -204,6 +207,7 @@ class Telemetry:
         )
         if not isinstance(metrics.get_meter_provider(), MeterProvider):
             metrics.set_meter_provider(self.meter_provider)
+            _give_way("opentelemetry.metrics._internal", "_METER_PROVIDER", "_set_meter_provider", self.meter_provider)
 
         def dropped(_: Any) -> Any:
             counts = dict(self.delivery.dropped) if self.delivery else {}
@@ -224,7 +228,7 @@ class Telemetry:
         from otel_lightning.instrumentation.records import RecordExporter
 
         processor = BatchLogRecordProcessor(
-            RecordExporter(lambda: endpoint.exporter("LOGS"), self.privacy), schedule_delay_millis=200
+            RecordExporter(lambda: endpoint.exporter("LOGS"), lambda: self.privacy), schedule_delay_millis=200
         )
         current: Any = _logs.get_logger_provider()
         if hasattr(current, "add_log_record_processor"):
@@ -233,6 +237,13 @@ class Telemetry:
         self.logger_provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
         self.logger_provider.add_log_record_processor(processor)
         _logs.set_logger_provider(self.logger_provider)
+        _give_way(
+            "opentelemetry._logs._internal",
+            "_LOGGER_PROVIDER",
+            "_set_logger_provider",
+            self.logger_provider,
+            lambda theirs: theirs.add_log_record_processor(processor),
+        )
 
     def _begin_root(self) -> None:
         script = sys.argv[0] if getattr(sys, "argv", None) else ""
@@ -383,6 +394,28 @@ def _silent(job: Callable[[float], None], deadline: float) -> None:
         job(max(0.0, deadline - time.monotonic()))
     except Exception:
         log.debug("at exit", exc_info=True)
+
+
+def _give_way(
+    module_name: str, variable: str, setter: str, ours: Any, then: Callable[[Any], None] = lambda theirs: None
+) -> None:
+    """Let the application replace our global provider with its own, as if ours had never been there."""
+    module = sys.modules.get(module_name)
+    original = getattr(module, setter, None)
+    if original is None or not hasattr(module, variable):
+        return
+
+    def set_provider(theirs: Any, *arguments: Any, **options: Any) -> None:
+        if getattr(module, variable) is ours and theirs is not ours:
+            setattr(module, variable, theirs)
+            try:
+                then(theirs)
+            except Exception:
+                log.debug("extending %s", theirs, exc_info=True)
+            return
+        original(theirs, *arguments, **options)
+
+    setattr(module, setter, set_provider)
 
 
 def _resource() -> Resource:

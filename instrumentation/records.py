@@ -15,7 +15,7 @@ from otel_lightning.instrumentation.privacy import Privacy
 class RecordExporter(LogRecordExporter):
     """Made when it first sends; fails without raising."""
 
-    def __init__(self, make: Callable[[], Any], privacy: Privacy) -> None:
+    def __init__(self, make: Callable[[], Any], privacy: Callable[[], Privacy]) -> None:
         self._make, self._privacy, self._inner = make, privacy, None
 
     def export(self, batch: Sequence[Any]) -> LogRecordExportResult:
@@ -23,7 +23,7 @@ class RecordExporter(LogRecordExporter):
         try:
             if self._inner is None:
                 self._inner = self._make()
-            return self._inner.export([self._cleaned(record) for record in batch] if self._privacy.active else batch)
+            return self._inner.export([self._cleaned(record) for record in batch] if self._privacy().active else batch)
         except Exception:
             return LogRecordExportResult.FAILURE
 
@@ -38,6 +38,6 @@ class RecordExporter(LogRecordExporter):
 
     def _cleaned(self, record: Any) -> Any:
         said = copy.copy(record.log_record)
-        said.attributes = self._privacy.attributes(said.attributes or {})
-        said.body = self._privacy.body(said.body)
+        said.attributes = self._privacy().attributes(said.attributes or {})
+        said.body = self._privacy().body(said.body)
         return dataclasses.replace(record, log_record=said)

@@ -74,22 +74,52 @@ def test_instrument_after_the_provider_extends_it(agent: Any, rows: Any) -> None
     assert rows("select count(*), max(span_count), sum(dropped_attributes_count) from spans where service_name = 'extended'") == [(2, 2, 0)]  # fmt: skip
 
 
-def test_an_exporter_to_the_same_collector_is_enough(agent: Any, rows: Any) -> None:
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_an_exporter_to_the_same_collector_is_enough(agent: Any, rows: Any, order: str) -> None:
+    add = "provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))\n"
+    install = "trace.set_tracer_provider(provider)\n"
     code = (
         OWN
         + """
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 provider = own()
-provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-trace.set_tracer_provider(provider)
 """
+        + (add + install if order == "before" else install + add)
         + ASK
         + RUN
     )
-    ended = agent(code, SERVICE="same")
+    ended = agent(code, SERVICE=f"same-{order}")
     assert (ended.code, ended.err) == (0, "")
-    assert rows("select count(*), max(span_seq) from spans where service_name = 'same'") == [(2, 2)]
+    assert rows("select count(*), max(span_seq) from spans where service_name = ?", f"same-{order}") == [(2, 2)]
+
+
+def test_an_applications_own_metrics_and_logs_go_on_too(agent: Any, rows: Any) -> None:
+    code = (
+        ASK
+        + OWN
+        + """
+from opentelemetry import _logs, metrics
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+reader, kept = InMemoryMetricReader(), InMemoryLogRecordExporter()
+meters, loggers = MeterProvider([reader]), LoggerProvider()
+loggers.add_log_record_processor(SimpleLogRecordProcessor(kept))
+metrics.set_meter_provider(meters)
+_logs.set_logger_provider(loggers)
+assert metrics.get_meter_provider() is meters and _logs.get_logger_provider() is loggers
+metrics.get_meter("app").create_counter("turns").add(3)
+_logs.get_logger("app").emit(_logs.LogRecord(event_name="said", body="hello"))
+ask()
+found = reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics[0]
+print(found.name, found.data.data_points[0].value, len(kept.get_finished_logs()))
+"""
+    )
+    ended = agent(code, OTEL_SERVICE_NAME="signals", OTEL_METRICS_EXPORTER="otlp", SERVICE="signals")
+    assert (ended.code, ended.out, ended.err) == (0, "turns 3 1\n", "")
+    assert rows("select event_name, body from events where service_name = 'signals'") == [("said", '"hello"')]
 
 
 @pytest.mark.parametrize("globally", [True, False])
