@@ -172,3 +172,17 @@ def test_a_stranger_called_agents_is_left_alone(agent: Any, rows: Any, tmp_path:
     )
     assert (ended.code, ended.out, ended.err) == (0, "acting\n", "")
     assert rows("select count(*) from spans where service_name = 'stranger'") == [(1,)]
+
+
+def test_of_two_instrumentors_of_a_library_one_is_loaded(agent: Any, rows: Any, tmp_path: Any) -> None:
+    info = tmp_path / "second" / "opentelemetry_instrumentation_openai-0.62.4.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: opentelemetry-instrumentation-openai\nVersion: 0.62.4\n"
+    )
+    (info / "entry_points.txt").write_text("[opentelemetry_instrumentor]\nopenai = second_instrumentor:Second\n")
+    (tmp_path / "second" / "second_instrumentor.py").write_text("print('the second one is imported')\n")
+    code = "import json\nfrom opentelemetry import trace\n" + ASK + "ask()\n"
+    ended = agent(code, PYTHONPATH=str(tmp_path / "second"), OTEL_SERVICE_NAME="one-of-two")
+    assert (ended.code, ended.out, ended.err) == (0, "", "")
+    assert rows("select count(*) from spans where service_name = 'one-of-two'") == [(1,)]
