@@ -1,12 +1,13 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
+AGENTS := .agents
 # PyPI's Linux torch brings gigabytes of CUDA; `make demo TORCH_INDEX=` asks for that build.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 SEED ?= 0
 SIZE ?= full
 
-.PHONY: help install demo demo-control demo-results check test test-all faults soak sanitize bench bench-collect
+.PHONY: help install agents demo demo-control demo-results check test test-all frameworks faults soak sanitize bench bench-collect
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -30,10 +31,10 @@ check: $(VENV)/dev.stamp  ## Lint, formatting, types, import rules, wheel agains
 	$(BIN)/basedpyright
 	$(BIN)/pytest -q tests/test_packaging.py
 
-test: check  ## Set up, check and test (about ten minutes)
+test: check agents  ## Set up, check and test (about ten minutes)
 	$(BIN)/pytest --ignore tests/test_packaging.py
 
-test-all: check  ## The same, and nothing may be skipped: needs Node
+test-all: check agents  ## The same, and nothing may be skipped: needs Node
 	npm install --silent --prefix tests/fixtures/js
 	$(BIN)/pytest --ignore tests/test_packaging.py --no-skips
 
@@ -46,6 +47,11 @@ soak: $(VENV)/dev.stamp  ## A hundred kills, ten minutes of overload, SDKs of se
 
 sanitize: $(VENV)/dev.stamp  ## Fuzz the native decoder under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(BIN)/pytest -m slow tests/collector/test_native.py
+
+agents: $(AGENTS)/newest/stamp  ## Set up .agents/newest: the newest agent frameworks, for the tests of instrumentation/
+
+frameworks: check agents $(AGENTS)/oldest/stamp  ## Agents on newest and oldest frameworks by all three ways in; writes tests/agents/RESULTS.md
+	$(BIN)/pytest -m frameworks
 
 bench: $(VENV)/dev.stamp  ## Benchmarks: ratios against something real in the same run
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
@@ -64,4 +70,14 @@ $(VENV)/demo.stamp: pyproject.toml collector/wire.c | $(BIN)/python
 	@touch $@
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
 	$(BIN)/pip install --quiet --group dev
+	@touch $@
+$(AGENTS)/newest/stamp: pyproject.toml
+	$(PYTHON) -m venv $(AGENTS)/newest
+	$(AGENTS)/newest/bin/pip install --quiet --upgrade "pip>=25.1"
+	$(AGENTS)/newest/bin/pip install --quiet --upgrade -e ".[langchain,openai,autogen,agents]" --group agents
+	@touch $@
+$(AGENTS)/oldest/stamp: pyproject.toml tests/agents/oldest.txt
+	$(PYTHON) -m venv $(AGENTS)/oldest
+	$(AGENTS)/oldest/bin/pip install --quiet --upgrade "pip>=25.1"
+	$(AGENTS)/oldest/bin/pip install --quiet -e ".[langchain,openai,autogen,agents]" -r tests/agents/oldest.txt
 	@touch $@

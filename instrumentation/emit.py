@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor, LogRecordExporter, LogRecordExportResult
 from opentelemetry.sdk.resources import Resource
+
+from otel_lightning.instrumentation.endpoint import exporter
 
 EVALUATION, START, END = "gen_ai.evaluation.result", "lightning.rollout.start", "lightning.rollout.end"
 SPLITS = ("train", "eval", "test")
@@ -33,13 +35,14 @@ class EmitError(Exception):
 class Emitter:
     """Sends records to an OTLP endpoint in the background. Thread-safe.
 
-    `endpoint` is the base URL, as in OTEL_EXPORTER_OTLP_ENDPOINT: port 4317 means gRPC, any other HTTP with protobuf.
+    `endpoint` is the base URL, as in OTEL_EXPORTER_OTLP_ENDPOINT; the protocol follows from what listens there (endpoint.py).
     Headers come from OTEL_EXPORTER_OTLP_HEADERS.
     """
 
     def __init__(self, endpoint: str, *, service_name: str = "lightning-feedback") -> None:
+        _check(endpoint)
         self.endpoint = endpoint
-        self._exporter = _Counting(_exporter(endpoint))
+        self._exporter = _Counting(lambda: exporter("LOGS", endpoint))
         self._provider = LoggerProvider(
             resource=Resource.create({"service.name": service_name}), shutdown_on_exit=False
         )
@@ -157,6 +160,12 @@ class Emitter:
             },
         )
 
+    @property
+    def unsent(self) -> int:
+        """Records that were emitted and not acknowledged."""
+        with self._lock:
+            return max(0, self._emitted - self._exporter.taken)
+
     def flush(self, timeout_s: float = 30.0) -> None:
         """Return when everything emitted so far was acknowledged; EmitError in one line otherwise."""
         self._provider.force_flush(int(timeout_s * 1000))
@@ -189,33 +198,30 @@ class Emitter:
 class _Counting(LogRecordExporter):
     """Counts what the collector acknowledged, so that a loss is never silent."""
 
-    def __init__(self, inner: LogRecordExporter) -> None:
-        self._inner = inner
+    def __init__(self, make: Callable[[], LogRecordExporter]) -> None:
+        self._make = make
+        self._inner: LogRecordExporter | None = None
         self.taken = 0
 
     def export(self, batch: Sequence[Any]) -> LogRecordExportResult:
+        if self._inner is None:
+            self._inner = self._make()
         result = self._inner.export(batch)
         if result is LogRecordExportResult.SUCCESS:
             self.taken += len(batch)
         return result
 
     def shutdown(self) -> None:
-        self._inner.shutdown()
+        if self._inner is not None:
+            self._inner.shutdown()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         return True
 
 
-def _exporter(endpoint: str) -> LogRecordExporter:
+def _check(endpoint: str) -> None:
     if not endpoint.startswith(("http://", "https://")):
         raise EmitError(f"endpoint '{endpoint}' must begin with http:// or https://, e.g. http://127.0.0.1:4318")
-    if endpoint.rstrip("/").endswith(":4317"):
-        from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter as GrpcExporter
-
-        return GrpcExporter(endpoint=endpoint, insecure=endpoint.startswith("http://"))
-    from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
-
-    return OTLPLogExporter(endpoint=f"{endpoint.rstrip('/')}/v1/logs")
 
 
 def _hex(value: str | None, digits: int, what: str) -> str | None:

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from otel_lightning.instrumentation.emit import EmitError, Emitter
+from otel_lightning.instrumentation.endpoint import reachable
 
 DEFAULT_ENDPOINT = "http://127.0.0.1:4318"
 TARGETS = ("rollout", "trace", "span", "response", "session")
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         emitter = Emitter(options.endpoint)
         for record in records:
             emitter.evaluation(**record)
+        if not reachable(options.endpoint, 5.0):
+            raise EmitError(f"nobody answers at {options.endpoint}; is lightning-collect running there?")
         emitter.close()
     except EmitError as error:
         print(f"lightning-feedback: {error}", file=sys.stderr)

@@ -9,15 +9,10 @@ from pathlib import Path
 import pytest
 from running import Process
 
-import otel_lightning.instrumentation as public
 from otel_lightning.instrumentation import EmitError, Emitter
 from otel_lightning.transforms.tables import open_tables
 
 Script = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def test_the_public_names_are_these() -> None:
-    assert public.__all__ == ["EmitError", "Emitter"]
 
 
 def test_feedback_is_on_disk_when_the_command_returns(collector: Process, script: Script, tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ marked as (
         attempt, task_id, group_id, split, policy_version, capture, span_seq, span_count,
         coalesce(agent_name, attributes_str['agent.name']) as agent_name,
         attributes_str['graph.node.id'] as graph_node,
+        -- LangChain says on every span which agent it is for; its own agents have no span of kind agent.
+        case when attributes_str['metadata'] like '%"lc_agent_name"%' and json_valid(attributes_str['metadata'])
+            then attributes_str['metadata'] ->> '$.lc_agent_name' end as said_agent,
         case when resource_attributes like '%lightning%rollout%' then coalesce(
             resource_attributes ->> '$."lightning.rollout.id"', resource_attributes ->> '$."agentlightning.rollout_id"'
         ) end as resource_rollout_id,

@@ -45,7 +45,8 @@ scalars as (
             lambda k: spans.attributes_str[k]
         ) as tool_schemas,
         spans.policy_version, spans.tokenizer, spans.logprobs_mode, spans.content,
-        spans.prompt_token_ids, spans.choices as token_choices,
+        case when spans.capture = 'client' then client_prompts.prompt_ids else spans.prompt_token_ids end as prompt_token_ids,
+        spans.choices as token_choices,
         spans.span_seq, spans.start_unix_nano, spans.end_unix_nano, spans.seq, spans.collector_id, spans.received_unix_nano,
         spans.status_code = 2 or spans.attributes_str['error.type'] is not null as error,
         coalesce(spans.attributes_str['openai.api.type'] = 'responses', false) as responses_api,
@@ -55,6 +56,7 @@ scalars as (
         coalesce(spans.attributes_bool['lightning.retokenized_history'], false) as retokenized_history
     from spans_unique as spans
     join span_kinds as kinds using (trace_id, span_id)
+    left join client_prompts using (trace_id, span_id)
     where kinds.span_kind in ('llm', 'capture')
 )
 

@@ -2,13 +2,14 @@
 -- grain: one row per token record (capture_trace_id, capture_span_id) that a call claims; the last success wins a call
 -- kind: bucket
 -- By response id; else by traceparent (the record's parent or grandparent is the call's span); else by equal prompt and
--- answer with the record's interval inside the call's, when each is the other's only candidate.
+-- answer with the record's interval inside the call's, when each is the other's only candidate. Of a server's record and the
+-- agent's own of one call the server's wins: it holds the messages as served as well.
 with
 
 captures as (
     select
         llm_spans.trace_id as capture_trace_id, llm_spans.span_id as capture_span_id, llm_spans.parent_span_id,
-        response_id, talk_hash, answer_hash, start_unix_nano, end_unix_nano, error
+        response_id, talk_hash, answer_hash, start_unix_nano, end_unix_nano, error, capture
     from llm_spans
     where span_kind = 'capture'
 ),
@@ -93,7 +94,7 @@ select
     case when joined_by <> 'ambiguous' then claims.span_id end as span_id,
     joined_by <> 'ambiguous' and row_number() over (
         partition by claims.trace_id, claims.span_id, joined_by = 'ambiguous'
-        order by captures.error, captures.end_unix_nano desc, claims.capture_trace_id, claims.capture_span_id
+        order by captures.error, captures.capture = 'client', captures.end_unix_nano desc, claims.capture_trace_id, claims.capture_span_id
     ) = 1 as wins
 from claims
 join captures using (capture_trace_id, capture_span_id)

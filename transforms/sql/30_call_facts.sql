@@ -1,5 +1,5 @@
 -- Calls: the agent's side gives identity and place, plane B gives truth (messages as served, ids, logprobs, sampling).
--- grain: one row per (trace_id, span_id): every LLM call, and every token record that carries a rollout id of its own
+-- grain: one row per (trace_id, span_id): every LLM call, and every server's token record that carries a rollout id of its own
 -- kind: bucket
 -- A record that kept only tokens leaves the messages to the agent's side. Rollout and step are not known yet; `explicit_rollout_id` is what the call itself or its token record says.
 with
@@ -23,13 +23,15 @@ own as (
     from llm_spans
     left join capture_joins as joins
         on llm_spans.trace_id = joins.capture_trace_id and llm_spans.span_id = joins.capture_span_id
-    where llm_spans.span_kind = 'capture' and joins.capture_span_id is null and llm_spans.explicit_rollout_id is not null
+    where llm_spans.span_kind = 'capture' and llm_spans.capture <> 'client' and joins.capture_span_id is null
+        and llm_spans.explicit_rollout_id is not null
 ),
 
 merged as (
     select
         own.trace_id, own.span_id, own.merged_span_ids,
         own.capture_span_id is not null as captured,
+        coalesce(b.capture = 'client', false) as by_client,
         place.parent_span_id, place.scope_span_id, place.agent_span_id,
         case when place.span_kind = 'capture' then 'serve' else content.convention end as convention,
         coalesce(content.operation, place.operation) as operation,
@@ -114,11 +116,11 @@ judged as (
 
 select
     * exclude (rollout_conflict, content_mismatch, empty_input, empty_response, dropped_attributes, conflicting_copies,
-        response_id_reused, orphan, cycle, no_start_time, retokenized_history, asked_by_agent),
+        response_id_reused, orphan, cycle, no_start_time, retokenized_history, asked_by_agent, by_client),
     retokenized_history,
     untrainable_reason is null as trainable,
     case
-        when prompt_ids is not null and len(response_ids) > 0 then case when captured then 'engine' else 'captured' end
+        when prompt_ids is not null and len(response_ids) > 0 then case when captured and not by_client then 'engine' else 'captured' end
         else 'none'
     end as token_source,
     sha256(to_json([to_json(prompt_hashes)::varchar, coalesce(tools, '')])) as prompt_hash,

@@ -59,17 +59,28 @@ records as (
     from llm_spans
     left join capture_joins as joins
         on llm_spans.trace_id = joins.capture_trace_id and llm_spans.span_id = joins.capture_span_id
-    where span_kind = 'capture' and explicit_rollout_id is not null
+    where span_kind = 'capture' and llm_spans.capture <> 'client' and explicit_rollout_id is not null
     group by explicit_rollout_id
 ),
 
 trace_spans as (
     select
-        trace_id, count(*) as spans, max(end_unix_nano) as end_unix_nano, min(start_unix_nano) as start_unix_nano,
-        bool_or(parent_span_id is null) as has_root,
-        max(span_count) as span_count,
-        bool_or(span_kind = 'llm' and parent_span_id is null) as bare
-    from span_kinds
+        trace_id, sum(spans)::bigint as spans, max(end_unix_nano) as end_unix_nano, min(start_unix_nano) as start_unix_nano,
+        bool_or(has_root) as has_root,
+        sum(span_count)::bigint as span_count,
+        bool_and(span_count is null or spans >= span_count) as counts_met,
+        bool_or(bare) as bare
+    from (
+        -- What a process declares is held against its own spans: those of a model server in the same trace make up for none.
+        select
+            trace_id, service_instance_id, count(*) as spans, max(end_unix_nano) as end_unix_nano,
+            min(start_unix_nano) as start_unix_nano,
+            bool_or(parent_span_id is null) as has_root,
+            max(span_count) as span_count,
+            bool_or(span_kind = 'llm' and parent_span_id is null) as bare
+        from span_kinds
+        group by trace_id, service_instance_id
+    )
     group by trace_id
 ),
 
@@ -79,7 +90,7 @@ of_traces as (
         sum(trace_spans.spans)::bigint as spans,
         sum(trace_spans.span_count)::bigint as spans_counted,
         bool_and(trace_spans.has_root) as has_root,
-        bool_and(trace_spans.span_count is null or trace_spans.spans >= trace_spans.span_count) as counts_met,
+        bool_and(trace_spans.counts_met) as counts_met,
         bool_or(trace_spans.span_count is not null) as counted,
         min(trace_spans.start_unix_nano) as start_unix_nano,
         max(trace_spans.end_unix_nano) as end_unix_nano
