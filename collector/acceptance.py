@@ -12,6 +12,7 @@ from dataclasses import replace
 from otel_lightning.collector import oversize
 from otel_lightning.collector.check import REQUESTS, Accepted, check_json, check_protobuf
 from otel_lightning.collector.erase import Refusal
+from otel_lightning.collector.native import Bytes
 from otel_lightning.collector.redact import Rules
 from otel_lightning.store.tombstones import Deleted
 
@@ -38,17 +39,17 @@ class Acceptance:
             self._refusal = (number, Refusal(deleted) if deleted else None)
         return number
 
-    def protobuf(self, signal: str, body: bytes) -> Accepted:
+    def protobuf(self, signal: str, body: Bytes) -> Accepted:
         """Check an OTLP protobuf request; SenderError when it does not parse."""
         self._count(signal, body)
         return self._apply(check_protobuf(signal, body))
 
-    def json(self, signal: str, body: bytes) -> Accepted:
+    def json(self, signal: str, body: Bytes) -> Accepted:
         """Check an OTLP/JSON request; SenderError when it does not parse."""
         self._count(signal, body)
-        return self._apply(check_json(signal, body))
+        return self._apply(check_json(signal, bytes(body)))
 
-    def _count(self, signal: str, body: bytes) -> None:
+    def _count(self, signal: str, body: Bytes) -> None:
         with self._lock:
             self.requests[signal] += 1
             self.bytes[signal] += len(body)

@@ -83,7 +83,7 @@ class Backlog:
             for segment, known in self._segments.items():
                 data = self._disk.read(self._path(segment))
                 frames = decode_frames(data, self._marker)[0]
-                left = encode_frames(list(refusal.frames(frames)), self._marker)
+                left = b"".join(encode_frames(list(refusal.frames(frames)), self._marker))
                 if left != data:
                     put_whole(self._disk, self._lake.wal, self._path(segment).name, left)
                     known.size = len(left)

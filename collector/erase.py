@@ -22,6 +22,7 @@ import re2
 from otel_lightning.collector.check import REQUESTS, Accepted
 from otel_lightning.collector.config import RedactConfig
 from otel_lightning.collector.messages import add_reason, keep
+from otel_lightning.collector.native import Bytes
 from otel_lightning.collector.redact import Rules
 from otel_lightning.collector.wal import Frame
 from otel_lightning.store.tombstones import Deleted, name_hash
@@ -87,11 +88,11 @@ class Refusal:
             if frame.rows > gone:
                 yield frame if body is frame.body else replace(frame, body=body, rows=frame.rows - gone)
 
-    def _body(self, signal: str, body: bytes) -> tuple[bytes, int]:
+    def _body(self, signal: str, body: Bytes) -> tuple[Bytes, int]:
         named = signal == "events" and bool(self.deleted.names)
         if not named and self._mentions is not None and self._mentions.search(bytes(body)) is None:
             return body, 0
-        request = REQUESTS[signal].FromString(body)
+        request = REQUESTS[signal].FromString(bytes(body))
         gone, changed = getattr(self, f"_{signal}")(request)
         left = request.SerializeToString() if gone or changed else body
         if self._in_text is None or self._in_text.search(bytes(left)) is not None:

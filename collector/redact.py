@@ -97,14 +97,14 @@ class Rules:
         """What may be stored of `accepted`. Rows that lack consent may be missing, and are counted as rejected."""
         if not accepted.rows:
             return accepted
-        request = REQUESTS[accepted.signal].FromString(accepted.body)
+        request = REQUESTS[accepted.signal].FromString(bytes(accepted.body))
         try:
             dropped, changed = self._apply(accepted.signal, request)
         except Exception as error:
             # Nothing is stored as it came because a rule stumbled over it.
             LOG.error("a redaction rule failed (%s); the content of that request was hidden", type(error).__name__)
             self.counts.failures += 1
-            request = REQUESTS[accepted.signal].FromString(accepted.body)
+            request = REQUESTS[accepted.signal].FromString(bytes(accepted.body))
             request.DiscardUnknownFields()
             self._hide_all(accepted.signal, request)
             dropped, changed = 0, True

@@ -108,7 +108,8 @@ def _settle_alone(lake: Lake) -> None:
     for segment in recovered.logs if deleted else ():
         path = recovered.wal.path(segment)
         data = disk.read(path)
-        left = encode_frames(list(refusal.frames(decode_frames(data, recovered.wal.marker)[0])), recovered.wal.marker)
+        kept = list(refusal.frames(decode_frames(data, recovered.wal.marker)[0]))
+        left = b"".join(encode_frames(kept, recovered.wal.marker))
         if left != data:
             put_whole(disk, lake.wal, path.name, left)
     disk.close()

@@ -1,7 +1,7 @@
 """The support desk's driver: plays the customers, judges by the store, sends the outcome as OTLP.
 
 It speaks the worker protocol (a task a line in, a result a line out) and knows the loop; the bots it starts do not. They
-run under the stock `opentelemetry-instrument` and get what every bot has: a base URL, a model name, a conversation id.
+run under `lightning-instrument` and get what every bot has: a base URL, a model name, a conversation id.
 
     --langchain-share 0.3   share of the rollouts of split train that the LangChain bot plays; it plays all others
     --permute               negative control: outcomes of `train` rollouts are dealt out anew among them before sending
@@ -47,7 +47,7 @@ class Bot:
 
     async def start(self) -> None:
         """Start it the way a team starts an instrumented bot, and wait until it listens."""
-        instrument = Path(sys.executable).with_name("opentelemetry-instrument")
+        instrument = Path(sys.executable).with_name("lightning-instrument")
         environment = {
             **os.environ,
             "OPENAI_MODEL": self.policy,
@@ -59,8 +59,6 @@ class Bot:
             "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
             "OTEL_BSP_SCHEDULE_DELAY": "200",
             "OTEL_BSP_MAX_QUEUE_SIZE": "65536",
-            "OTEL_LOGS_EXPORTER": "none",
-            "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "10000",
             "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED": "true",
             "OTEL_METRIC_EXPORT_INTERVAL": "3600000",  # once, at the end: it says how many spans were ended
             "TOKENIZERS_PARALLELISM": "false",
