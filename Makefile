@@ -22,7 +22,7 @@ demo-control: $(VENV)/demo.stamp  ## The same with permuted rewards: nothing may
 
 demo-results: $(VENV)/demo.stamp  ## Seeds 0, 1, 2 and the control in full, and the table of them (three quarters of an hour)
 	for seed in 0 1 2; do $(BIN)/python examples/support/demo/main.py --seed $$seed --out runs/results/seed-$$seed || exit 1; done
-	$(BIN)/python examples/support/demo/main.py --seed 0 --control --out runs/results/control
+	$(BIN)/python examples/support/demo/main.py --seed 0 --control --base runs/results/seed-0 --out runs/results/control
 	$(BIN)/python examples/support/demo/results.py runs/results --out examples/support/RESULTS.md
 
 check: $(VENV)/dev.stamp  ## Lint, formatting, types, import rules, wheel against checkout, slim install

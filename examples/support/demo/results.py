@@ -85,7 +85,8 @@ def markdown(runs: list[dict[str, Any]], controls: list[dict[str, Any]]) -> str:
         "",
         f"Measured on {datetime.date.today().isoformat()} at {commit or 'an unknown commit'} with `make demo-results`: every run that was "
         "started is here. Share of 512 test tickets resolved (judged from the store) at temperature 0, with its 95% Wilson "
-        "interval; at temperature 1 behind it. `after …` is what `policies/current` named after that stage's gate.",
+        "interval; at temperature 1 behind it. `after …` is what `policies/current` named after that stage's gate. The control "
+        "(outcomes of training rollouts dealt out anew among them, evaluation untouched) starts from seed 0's base.",
         "",
         "| run | before | after offline | after online | seconds | CPU seconds |",
         "|---|---|---|---|---|---|",
