@@ -303,6 +303,7 @@ def main() -> None:
                 lines.append(f"| {label} | not measured: {error} | | |")
                 continue
             lines.append(f"| {label} | {acknowledged:,} | {stored:,} | {'' if size != size else f'{size:.0f}'} |")
+    lines += ["", f"Load average {os.getloadavg()[0]:.1f} after."]
     text = "\n".join(lines) + "\n"
     print(text)
     if arguments.write:

@@ -226,8 +226,13 @@ def test_fuzzing_under_sanitizers_reports_nothing(tmp_path: Path) -> None:
     subprocess.run([gcc, *flags.split(), str(ROOT / "collector" / "wire.c"), "-o", str(library)], check=True)
     runtime = subprocess.run([gcc, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout
     code = (
-        "import sys, pathlib, pytest\n"
+        "import collections, ctypes, sys, pathlib, pytest\n"
         "from otel_lightning.collector import native\n"
+        "kept = collections.deque(maxlen=1000)\n"
+        "def exact(body):\n"  # an allocation of just its size, so that a byte read behind it is seen
+        "    kept.append((ctypes.c_char * len(body)).from_buffer_copy(bytes(body)))\n"
+        "    return ctypes.addressof(kept[-1])\n"
+        "native._address = exact\n"
         "native._library = native._load(pathlib.Path(sys.argv[1]))\n"
         "assert native.available()\n"
         "sys.exit(pytest.main(['-q', '-x', '-p', 'no:cacheprovider', '-k', 'not sanitizers', sys.argv[2]]))\n"
@@ -240,6 +245,7 @@ def test_fuzzing_under_sanitizers_reports_nothing(tmp_path: Path) -> None:
             "LD_PRELOAD": runtime.strip(),
             # CPython and Arrow keep memory to the end on purpose; what is asked here is whether accesses are sound.
             "ASAN_OPTIONS": "detect_leaks=0",
+            "PYTHONMALLOC": "malloc",
             "WIRE_SEEDS": os.environ.get("WIRE_SEEDS", "20000"),
         },
         capture_output=True,

@@ -29,7 +29,7 @@ class Request:
 
     def body(self) -> bytes:
         data = self._many(1, self._resource_spans, 2)
-        if self._odd() and data:
+        if self.noise and data and self.chance.random() < 0.2:
             data = data[: self.chance.randrange(len(data))]
         return data
 
