@@ -264,9 +264,9 @@ def _config(path: Path | None, flags: dict[str, object]) -> CollectConfig:
     import os
 
     from otel_lightning.app.config import load_config, read_environment
-    from otel_lightning.collector.config import ENVIRONMENT, CollectConfig
+    from otel_lightning.collector.config import ENVIRONMENT, OTHER_VARIABLES, CollectConfig
 
-    variables = read_environment(CollectConfig, ENVIRONMENT, os.environ, reserved=("TOKEN", "HASH_KEY", "CONFIG"))
+    variables = read_environment(CollectConfig, ENVIRONMENT, os.environ, reserved=OTHER_VARIABLES)
     path = path or (Path(os.environ[f"{ENVIRONMENT}CONFIG"]) if os.environ.get(f"{ENVIRONMENT}CONFIG") else None)
     given = {key: value for key, value in flags.items() if value is not None}
     return load_config(CollectConfig, path, {**variables, **given})

@@ -180,7 +180,16 @@ def without_copies(table: pa.Table, signal: str) -> pa.Table:
 
 
 def _loaded_bytes(lake: Lake, live: Live) -> int:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    footer = pq.read_metadata(lake.root / live[1].path)
+    path = lake.root / live[1].path
+    try:
+        footer = pq.read_metadata(path)
+    except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None):
+            raise  # the disk's, not the file's
+        raise LightningError(
+            f"{path}: is not what was written there; run lightning-collect check --lake {lake.root}"
+        ) from None
     return sum(footer.row_group(index).total_byte_size for index in range(footer.num_row_groups))

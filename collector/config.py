@@ -11,6 +11,8 @@ from pydantic import Field, field_validator, model_validator
 from otel_lightning.app.config import Config
 
 ENVIRONMENT = "LIGHTNING_COLLECT_"
+# Variables that are no settings: secrets, the file's name, which decoder to load.
+OTHER_VARIABLES = ("TOKEN", "HASH_KEY", "CONFIG", "DECODER")
 NAMED_RULES = ("email", "phone", "card", "secret")
 NamedRule = Literal["email", "phone", "card", "secret"]
 

@@ -200,13 +200,14 @@ def test_killed_at_a_call_of_a_compaction_the_lake_is_whole(ingest: Ingest, poin
     assert not [path for path in lake.root.rglob("*.tmp")]
 
 
-def test_a_damaged_file_is_not_merged_but_named(ingest: Ingest) -> None:
+@pytest.mark.parametrize("where", [-20, 100])
+def test_a_damaged_file_is_not_merged_but_named(ingest: Ingest, where: int) -> None:
     lake = ingest.lake
     store(ingest, 1)
     store(ingest, 2)
     path = live_files(lake, "spans")[0]
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[where] ^= 0x55
     path.write_bytes(data)
     with pytest.raises(Exception, match=r"is not what was written there; run lightning-collect check"):
         run_compact(lake)
