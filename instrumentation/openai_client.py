@@ -28,6 +28,7 @@ LLM_SPAN_KEY = "lightning.llm_span"  # in the context: the framework's span of t
 ASKED = {"logprobs": True, "return_token_ids": True}
 # They refuse unknown parameters, so the first call would cost a round trip for nothing.
 NEVER_ASKED = ("api.openai.com", "openai.azure.com", "api.anthropic.com", "generativelanguage.googleapis.com")
+GENERATIONS = ("/chat/completions", "/completions", "/responses")  # an answer of vectors is not read again
 REFUSALS = (400, 404, 415, 422)
 _propagator = TraceContextTextMapPropagator()
 _refusing: set[str] = set()
@@ -183,7 +184,8 @@ def _listen(response: Any, stream: bool) -> None:
             return
         heard = _Heard(call)
         if not stream:
-            if hasattr(response, "_content") and "json" in response.headers.get("content-type", ""):
+            generated = response.request.url.path.rstrip("/").endswith(GENERATIONS)
+            if generated and hasattr(response, "_content") and "json" in response.headers.get("content-type", ""):
                 heard.whole(json.loads(response.content))
             return
         for name, tee in (("iter_bytes", _tee), ("aiter_bytes", _tee_async)):
@@ -195,16 +197,24 @@ def _listen(response: Any, stream: bool) -> None:
 
 
 def _tee(original: Any, heard: _Heard, *arguments: Any, **named: Any) -> Iterator[bytes]:
-    for part in original(*arguments, **named):
-        heard.part(part)
-        yield part
+    parts = original(*arguments, **named)
+    try:
+        for part in parts:
+            heard.part(part)
+            yield part
+    finally:
+        parts.close()
     heard.end()
 
 
 async def _tee_async(original: Any, heard: _Heard, *arguments: Any, **named: Any) -> AsyncIterator[bytes]:
-    async for part in original(*arguments, **named):
-        heard.part(part)
-        yield part
+    parts = original(*arguments, **named)
+    try:
+        async for part in parts:
+            heard.part(part)
+            yield part
+    finally:
+        await parts.aclose()
     heard.end()
 
 
