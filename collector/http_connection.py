@@ -29,10 +29,10 @@ HEADER_DEADLINE_S = 10.0  # at most; honest clients send their headers at once
 IDLE_S = 75.0  # a little above the minute after which most clients let go of a kept-alive connection
 MIN_BODY_BYTES_PER_S = 64 << 10  # each such portion buys a slow but steady sender one more second
 DISCARD_BYTES = 1 << 20  # a refused body up to this size is read to its end, so that the connection lives on
+LINGER_BYTES = 16 << 20  # and how much of it is read and dropped: more than any socket buffers hold
 DIRECT_BYTES = 1 << 20  # bodies up to this size go into kept memory: so much a connection may hold while idle
 HEAD_BYTES = 64 << 10  # while headers are awaited, read no more: what comes with them is copied, the rest is not
 SCRATCH_BYTES = 256 << 10  # everything else is read in portions of this size
-LINGER_BYTES = 16 << 20  # and how much of it is read and dropped: more than any socket buffers hold
 LINGER_S = 2.0  # how long a refused sender may go on writing before it is cut off without reading our answer
 
 
