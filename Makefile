@@ -7,7 +7,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 SEED ?= 0
 SIZE ?= full
 
-.PHONY: help install agents demo demo-control test test-slow frameworks check bench
+.PHONY: help install agents demo demo-control demo-results check test test-all frameworks bench
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -20,16 +20,23 @@ demo: $(VENV)/demo.stamp  ## Watch a support bot get better from its own traces 
 demo-control: $(VENV)/demo.stamp  ## The same with permuted rewards: nothing may be learnt
 	$(BIN)/python examples/support/demo/main.py --seed $(SEED) --size $(SIZE) --control
 
-check: $(VENV)/dev.stamp  ## Lint, formatting, types
+demo-results: $(VENV)/demo.stamp  ## Seeds 0, 1, 2 and the control in full, and the table of them (three quarters of an hour)
+	for seed in 0 1 2; do $(BIN)/python examples/support/demo/main.py --seed $$seed --out runs/results/seed-$$seed || exit 1; done
+	$(BIN)/python examples/support/demo/main.py --seed 0 --control --out runs/results/control
+	$(BIN)/python examples/support/demo/results.py runs/results --out examples/support/RESULTS.md
+
+check: $(VENV)/dev.stamp  ## Lint, formatting, types, import rules, wheel against checkout, slim install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
+	$(BIN)/pytest -q tests/test_packaging.py
 
-test: check agents  ## Set up, lint, type-check and test (about ten minutes)
-	$(BIN)/pytest
+test: check agents  ## Set up, check and test (about ten minutes)
+	$(BIN)/pytest --ignore tests/test_packaging.py
 
-test-slow: check  ## Full learning, soak and fault tests (hours)
-	$(BIN)/pytest -m slow
+test-all: check agents  ## The same, and nothing may be skipped: needs Node
+	npm install --silent --prefix tests/fixtures/js
+	$(BIN)/pytest --ignore tests/test_packaging.py --no-skips
 
 agents: $(AGENTS)/newest/stamp  ## Set up .agents/newest: the newest agent frameworks, for the tests of instrumentation/
 

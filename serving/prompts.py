@@ -37,12 +37,16 @@ class Prompts:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self._end = str(tokenizer.eos_token or "")
+        # Rendering costs what is handed in, twice a call: schemas that no template reads were half of it.
+        template = tokenizer.chat_template
+        self._reads_tools = not isinstance(template, str) or "tools" in template
         self._lock = threading.Lock()
         self._answers: OrderedDict[bytes, array[int]] = OrderedDict()
         self._prompts: OrderedDict[bytes, tuple[array[int], bool]] = OrderedDict()
 
     def build(self, messages: list[dict[str, Any]], tools: Any) -> Prompt:
         """The prompt for the next answer to `messages` (normal form); SenderError when the template refuses them."""
+        tools = tools if self._reads_tools else None
         key = self._prompt_key(messages, tools)
         known = self._get(self._prompts, key)
         if known is not None:

@@ -10,6 +10,18 @@ import pytest
 from running import Otlp, Process, Starter, lake_of, make_checkpoint, run_script, starter
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--no-skips", action="store_true", help="a skipped test fails the run: what it needs must be there"
+    )
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.getoption("--no-skips") and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.fixture
 def start() -> Iterator[Starter]:
     """Start one of our console scripts; it is stopped with the test."""

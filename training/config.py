@@ -92,6 +92,10 @@ class RolloutsConfig(Config):
     tasks_per_round: int = Field(default=32, gt=0)
     group_size: int = Field(default=8, gt=0)
     updates_per_round: int = Field(default=2, gt=0)
+    revisit: float = Field(
+        default=0.0, ge=0, lt=1, description="up to this share of a round's tasks are earlier ones not solved yet"
+    )
+    solved: float = Field(default=1.0, description="a task is solved when every attempt of a round has this outcome")
     round_deadline_s: float = Field(default=180.0, gt=0)
     settle_s: float = Field(default=0.6, ge=0, description="wait for the agents' last spans before a round is read")
 

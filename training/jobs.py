@@ -137,10 +137,15 @@ def _online(job: Job, rollouts: RolloutsConfig) -> None:
     if job.accelerator.num_processes > 1:
         raise LightningError("online jobs run in one process here; start train.py with --num_processes 1")
     tasks = read_tasks(rollouts.tasks)
+    if len(tasks) < rollouts.tasks_per_round:
+        raise LightningError(
+            f"{rollouts.tasks} holds {len(tasks)} tasks, fewer than rollouts.tasks_per_round ({rollouts.tasks_per_round}); "
+            "add tasks, or take fewer a round and a larger group_size"
+        )
     policies = Policies(lake / "policies")
     identity = _identity(config, [])
     first = _resume(job, identity)
-    state: dict[str, Any] = {"identity": identity, "rounds": []}
+    state: dict[str, Any] = {"identity": identity, "rounds": [], "next_task": 0, "unsolved": []}
     saved = checkpoint.newest(job.run.checkpoints)
     if saved is not None and first:
         state = json.loads((saved / "state.json").read_text(encoding="utf-8"))
@@ -154,7 +159,8 @@ def _online(job: Job, rollouts: RolloutsConfig) -> None:
     ):
         bar.advance(first)
         for number in range(first, rollouts.rounds):
-            round_tasks = _round_tasks(job, rollouts, tasks, number, session)
+            chosen = _choose(job.config.seed, rollouts, len(tasks), number, state)
+            round_tasks = _round_tasks(job, rollouts, tasks, chosen, number, session)
             outcomes = driver.run(round_tasks, rollouts.round_deadline_s)
             driver.flush()
             run_transform(lake, job.transform)
@@ -175,6 +181,7 @@ def _online(job: Job, rollouts: RolloutsConfig) -> None:
                 numbers |= {"round": number, "outcome": float(np.mean(list(truths.values())))}
                 job.run.metrics(step, numbers)
                 job.run.trained(step, rows)
+            _remember_unsolved(rollouts, chosen, round_tasks, truths, state)
             state["rounds"].append(
                 {"round": number, "rollouts": len(ids), "missing": sum(o.status == "timeout" for o in outcomes)}
             )
@@ -188,25 +195,43 @@ def _online(job: Job, rollouts: RolloutsConfig) -> None:
     _gate(job, candidate)
 
 
+def _choose(seed: int, rollouts: RolloutsConfig, tasks: int, number: int, state: dict[str, Any]) -> list[int]:
+    """Indexes of a round's tasks: some of those not solved yet, then the next of a seeded permutation.
+
+    Tasks that a policy still fails are where it can learn; solved ones have equal rewards and no gradient. Prioritised
+    replay of levels: Jiang et al., 2021, arXiv 2010.03934.
+    """
+    unsolved = state["unsolved"]
+    again = min(len(unsolved), int(rollouts.revisit * rollouts.tasks_per_round))
+    chosen = [unsolved[index] for index in np.random.default_rng([seed, number]).permutation(len(unsolved))[:again]]
+    while len(chosen) < rollouts.tasks_per_round:
+        epoch, place = divmod(state["next_task"], tasks)
+        index = int(np.random.default_rng([seed, epoch]).permutation(tasks)[place])
+        state["next_task"] += 1
+        if index not in chosen:
+            chosen.append(index)
+    return chosen
+
+
+def _remember_unsolved(
+    rollouts: RolloutsConfig, chosen: list[int], planned: list[Task], truths: dict[str, float], state: dict[str, Any]
+) -> None:
+    outcomes = np.array([truths.get(task.rollout_id, -np.inf) for task in planned]).reshape(len(chosen), -1)
+    failed = {index for index, of_task in zip(chosen, outcomes, strict=True) if of_task.min() < rollouts.solved}
+    state["unsolved"] = sorted((set(state["unsolved"]) - set(chosen)) | failed)
+
+
 def _round_tasks(
-    job: Job, rollouts: RolloutsConfig, tasks: list[dict[str, Any]], number: int, session: str
+    job: Job, rollouts: RolloutsConfig, tasks: list[dict[str, Any]], chosen: list[int], number: int, session: str
 ) -> list[Task]:
-    """A round's episodes: the next tasks of a seeded permutation, each `group_size` times."""
-    count = rollouts.tasks_per_round
-    epoch, place = divmod(number * count, len(tasks))
-    order = np.concatenate(
-        [
-            np.random.default_rng([job.config.seed, epoch + extra]).permutation(len(tasks))
-            for extra in range(2 + count // len(tasks))
-        ]
-    )
+    """A round's episodes: each chosen task `group_size` times."""
     planned = []
-    for index in order[place : place + count]:
-        task = tasks[int(index)]
+    for index in chosen:
+        task = tasks[index]
         for member in range(rollouts.group_size):
             planned.append(
                 Task(
-                    rollout_id=f"on-{session}-{number:04d}-{int(index):05d}-{member}",
+                    rollout_id=f"on-{session}-{number:04d}-{index:05d}-{member}",
                     task_id=task["task_id"],
                     group_id=f"on-{session}-{number:04d}-{task['task_id']}",
                     split="train",

@@ -39,7 +39,6 @@ class Manifest:
     inputs: list[str] = field(default_factory=list)
     files: dict[str, list[str]] = field(default_factory=dict)
     touched_rollouts: int = 0
-    rows: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, lake: Lake) -> Manifest | None:
@@ -86,8 +85,27 @@ def write_parquet(connection: duckdb.DuckDBPyConnection, lake: Lake, query: str,
 def define_live(connection: duckdb.DuckDBPyConnection, lake: Lake, manifest: Manifest, prefix: str = "") -> None:
     """Views over the live rows of every stored table, plus `live_keys` (table_name, key, revision).
 
-    A run sets `prefix`, since its steps make tables of the plain names.
+    A run sets `prefix`, since its steps make tables of the plain names. LightningError when a file that the manifest
+    names is missing or damaged: nothing is answered from half a table.
     """
+    for path in (path for paths in manifest.files.values() for path in paths):
+        if not (lake.root / path).is_file():
+            raise LightningError(_again(lake, path, "is missing"))
+    try:
+        _define_live(connection, lake, manifest, prefix)
+    except duckdb.Error as error:
+        named = next((p for ps in manifest.files.values() for p in ps if p in str(error)), lake.derived)
+        raise LightningError(_again(lake, named, "is damaged")) from None
+
+
+def _again(lake: Lake, path: str | Path, what: str) -> str:
+    return (
+        f"{lake.root / path} {what}; everything derived can be made again: remove {lake.derived} and run "
+        f"lightning-transform run --lake {lake.root}"
+    )
+
+
+def _define_live(connection: duckdb.DuckDBPyConnection, lake: Lake, manifest: Manifest, prefix: str) -> None:
     live = path_list(_absolute(lake, manifest.files["live"]))
     connection.execute(f"create temp view {prefix}live_keys as select * from read_parquet({live})")
     for table in KEYED:
@@ -117,9 +135,3 @@ def make_folders(lake: Lake) -> None:
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_problem(lake.derived, error) from None
-
-
-def remove_files(lake: Lake, paths: list[str]) -> None:
-    """Remove files that no manifest names any more."""
-    for path in paths:
-        Path(lake.root / path).unlink(missing_ok=True)

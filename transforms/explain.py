@@ -131,12 +131,8 @@ def _next_step(
             "spans arrived but none is an LLM call: instrument the model library (openinference or opentelemetry genai)"
         )
     for stage in (trainable, member):
-        total = stage.calls + sum(stage.lost.values())
-        reason, lost = max(stage.lost.items(), key=lambda item: item[1], default=("", 0))
-        if lost and lost >= WARN_SHARE * total and (stage.calls == 0 or lost > stage.calls):
-            return ADVICE.get(
-                reason, f"{lost} of {total} calls are lost to '{reason}': look at one with lightning-transform show"
-            )
+        if advice := _advice(stage):
+            return advice
     if rewarded.calls == 0:
         if rewards.get("target_not_found"):
             return (
@@ -144,11 +140,24 @@ def _next_step(
             )
         names = ", ".join(manifest.reward["train"])
         return f"no call has a reward named {names}: send one with lightning-feedback, or name yours in rewards.train"
+    if advice := _advice(stages["train_split"]):
+        return advice
     if sources.get("engine", 0) + sources.get("captured", 0) == 0:
         return (
             "train with algorithm sft (text is re-tokenised); for grpo route the model's calls through lightning-serve"
         )
     return "train: accelerate launch train.py --config configs/support_offline.yaml (copy it and name this lake)"
+
+
+def _advice(stage: Stage) -> str | None:
+    """What to do when one cause takes most of a stage."""
+    total = stage.calls + sum(stage.lost.values())
+    reason, lost = max(stage.lost.items(), key=lambda item: item[1], default=("", 0))
+    if not lost or lost < WARN_SHARE * total or (stage.calls and lost <= stage.calls):
+        return None
+    return ADVICE.get(
+        reason, f"{lost} of {total} calls are lost to '{reason}': look at one with lightning-transform show"
+    )
 
 
 ADVICE = {
@@ -158,6 +167,8 @@ ADVICE = {
     "no_response": "spans carry no answers: switch content capture on in the agent's instrumentation",
     "error": "most calls failed: look at one with lightning-transform show TRACE_ID",
     "ambiguous_rollout": "traces belong to several named rollouts: give each conversation one lightning.rollout.id",
+    "truncated": "most answers were cut at their token limit: raise the agent's max_tokens, or set policy_for.truncated to keep",
+    "eval": "most rewarded rollouts are kept for evaluation: see split.eval_percent",
     "other_attempt": "rollouts are attempted several times: set rollouts.attempts to all to use every attempt",
 }
 

@@ -14,7 +14,10 @@ from __future__ import annotations
 import hashlib
 import random
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 OPENINGS = ("hi", "hello", "good morning", "hey there", "hello team", "excuse me", "dear support", "please help")
 CLOSES = (
@@ -63,17 +66,14 @@ class Outdated:
     cause: str
 
 
-# The noise of the base, fixed here and listed in every report. `right_share` is a share of the transcripts.
+# The noise of the base: a file of its own, listed in every report.
+NOISE = yaml.safe_load(Path(__file__).with_name("noise.yaml").read_text(encoding="utf-8"))
 OUTDATED = {
-    ("damaged", "gold"): Outdated("refund", 0.28, "common"),
-    ("charge", "card"): Outdated("escalate", 0.28, "common"),
-    ("wrong", "some"): Outdated("refund", 0.20, "in_between"),
-    ("late", "lost"): Outdated("track", 0.20, "in_between"),
-    ("missing", "gold"): Outdated("reship", 0.09, "rare"),
-    ("address", "moving"): Outdated("readdress", 0.09, "rare"),
+    (item["issue"], item["fact"]): Outdated(item["old_action"], item["right_share"], item["cause"])
+    for item in NOISE["outdated"]
 }
-CAUSE_SHARES = {"common": 0.14, "in_between": 0.08, "rare": 0.10}  # of all tickets; the rest is "none"
-SLIP_SHARE = 0.02  # of all other transcripts: a random wrong action
+CAUSE_SHARES: dict[str, float] = NOISE["cause_shares"]
+SLIP_SHARE: float = NOISE["slip_share"]
 ASKS_FIRST_SHARE = 0.2  # of tickets: the customer leaves the order number out and is asked for it
 CAUSES = ("none", "common", "in_between", "rare")
 

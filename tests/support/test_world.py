@@ -80,10 +80,15 @@ def test_the_bots_files_hold_no_word_of_ours() -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_transcripts_of_an_outdated_playbook_are_wrong_as_often_as_the_world_says(split: str) -> None:
+@pytest.mark.parametrize("situation", sorted(world.OUTDATED))
+def test_transcripts_of_an_outdated_playbook_are_right_as_often_as_the_noise_says(
+    situation: tuple[str, str], split: str
+) -> None:
     rng = random.Random(1)
-    chosen = [t for t in world.tickets(split, 8000, 5) if t.cause == "common"]
-    right = sum(base.transcript(t, rng)[-1]["content"].startswith(f"all done: {t.right} ") for t in chosen) / len(
-        chosen
-    )
-    assert right == pytest.approx(0.33, abs=0.05)
+    noise = world.OUTDATED[situation]
+    chosen = [t for t in world.tickets(split, 8000, 5) if (t.issue, t.fact) == situation]
+    actions = [base.transcript(t, rng)[-1]["content"].split(" for ")[0].removeprefix("all done: ") for t in chosen]
+    right = sum(action == t.right for action, t in zip(actions, chosen, strict=True))
+    assert right + actions.count(noise.old_action) == len(chosen) > 200
+    spread = 4 * (noise.right_share * (1 - noise.right_share) / len(chosen)) ** 0.5
+    assert right / len(chosen) == pytest.approx(noise.right_share, abs=spread)

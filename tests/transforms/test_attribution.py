@@ -273,3 +273,40 @@ def test_discounted_credit_falls_with_the_distance(otlp: Otlp, tmp_path: Path) -
             (A, 0.5),
             (B, 1.0),
         ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_sessions_reward_stands_on_what_began_since_the_one_before(otlp: Otlp, tmp_path: Path, seed: int) -> None:
+    story = Story(otlp)
+    traces = [f"{n}" * 32 for n in (1, 2, 3)]
+
+    def episode(trace: str) -> None:
+        begin = otlp.tick()
+        story.call(
+            f"{trace[0]}" * 15 + "a",
+            f"{trace[0]}" * 15 + "b",
+            f"hello {trace[0]}",
+            "hi",
+            trace=trace,
+            values={"session.id": "chat"},
+        )
+        story.span(f"{trace[0]}" * 15 + "b", None, begin, otlp.tick(), trace=trace, **{"openinference.span.kind": "AGENT", "session.id": "chat"})  # fmt: skip
+
+    episode(traces[0])
+    story.reward(0.25, trace=None, **{"session.id": "chat"})
+    episode(traces[1])
+    episode(traces[2])
+    story.reward(0.5, trace=None, **{"session.id": "chat"})
+    story.reward(0.75, trace=None, **{"session.id": "chat"})  # nothing began in between: it takes the place of 0.5
+    story.reward(0.1, trace=None, name="tone", **{"session.id": "chat"})  # another name counts for itself
+    found = story.deliver(tmp_path / "lake", "broadcast", random.Random(seed))
+    assert {span[0]: credit for span, (credit, _) in found.items()} == {"1": 0.25, "2": 0.75, "3": 0.75}
+    with open_tables(tmp_path / "lake") as connection:
+        rewards = connection.execute(
+            "select name, value, left(rollout_id, 1), superseded_by is null from rewards order by name, value, 3"
+        ).fetchall()
+    assert rewards == [
+        ("reward", 0.25, "1", True),
+        *(("reward", value, trace, value == 0.75) for value in (0.5, 0.75) for trace in "23"),
+        *(("tone", 0.1, trace, True) for trace in "123"),
+    ]

@@ -126,9 +126,14 @@ families as (
 
 family_names as (
     select first_trace_id, count(distinct named) as names, min(named) as named, max(attempt) as attempt,
-        count(distinct trace_id) as size
+        -- The first rule, in the order in which they apply, that holds two of its traces together.
+        case when count(*) filter (where parents.keyed_by = 'session') > 0 then 'session'
+            when count(*) filter (where parents.keyed_by = 'link') > 0 then 'link'
+            when count(parents.keyed_by) > 0 then 'continuation'
+            else 'single' end as keyed_by
     from families
     join traces using (trace_id)
+    left join parents using (trace_id)
     group by first_trace_id
 )
 
@@ -150,8 +155,7 @@ select
         when $by <> 'lineage' then $by
         when family_names.names = 1 then 'explicit'
         when family_names.names > 1 then 'ambiguous_rollout'
-        when family_names.size > 1 then coalesce(parents.keyed_by, 'session')
-        else 'single'
+        else family_names.keyed_by
     end as keyed_by,
     case
         when calls.named is not null then coalesce(calls.attempt, 1)
@@ -163,4 +167,3 @@ from calls
 join traces using (trace_id)
 join families using (trace_id)
 join family_names using (first_trace_id)
-left join parents using (trace_id)

@@ -94,13 +94,40 @@ found as (
     left join known_traces on known_traces.trace_id = stated.stated_trace_id
 ),
 
-of_session as (
+-- A session's reward stands on the rollouts begun before it and after the previous one of its name, source and
+-- identifier; with none begun in between, on the previous one's. So rewards with equally many rollouts before them share.
+session_rewards as (
     select
-        found.reward_id, rollouts.rollout_id,
-        row_number() over (partition by found.reward_id order by rollouts.start_unix_nano desc, rollouts.rollout_id) as place
+        found.reward_id, found.target_session_id, found.name, found.source, found.identifier, found.emitted_unix_nano,
+        count(rollouts.rollout_id) as rollouts_before
     from found
-    join rollouts on rollouts.session_id = found.target_session_id and rollouts.start_unix_nano <= found.emitted_unix_nano
+    left join rollouts on rollouts.session_id = found.target_session_id and rollouts.start_unix_nano <= found.emitted_unix_nano
     where found.target_kind = 'session'
+    group by all
+),
+
+session_turns as (
+    select
+        target_session_id, name, source, identifier, rollouts_before,
+        lag(max(emitted_unix_nano)) over (
+            partition by target_session_id, name, source, identifier order by rollouts_before
+        ) as after_unix_nano
+    from session_rewards
+    group by target_session_id, name, source, identifier, rollouts_before
+),
+
+of_session as (
+    select session_rewards.reward_id, rollouts.rollout_id
+    from session_rewards
+    join session_turns as turns
+        on turns.target_session_id = session_rewards.target_session_id and turns.name = session_rewards.name
+        and turns.source is not distinct from session_rewards.source
+        and turns.identifier is not distinct from session_rewards.identifier
+        and turns.rollouts_before = session_rewards.rollouts_before
+    join rollouts
+        on rollouts.session_id = session_rewards.target_session_id
+        and rollouts.start_unix_nano <= session_rewards.emitted_unix_nano
+        and (turns.after_unix_nano is null or rollouts.start_unix_nano > turns.after_unix_nano)
 ),
 
 placed as (

@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 sys.path.insert(0, str(HERE.parent))
 
-from world import CAUSE_SHARES, OUTDATED, RIGHT, SLIP_SHARE, tickets
+from world import NOISE, RIGHT, tickets
 
 from demo import report as reporting
 from demo.processes import Service, free_port, run_step
@@ -35,7 +35,7 @@ from otel_lightning.app.config import read_yaml
 from otel_lightning.app.errors import LightningError
 from otel_lightning.app.progress import progress
 from otel_lightning.store.files import write_json
-from otel_lightning.store.policies import Policies
+from otel_lightning.store.policies import Policies, tokenizer_sha256
 from otel_lightning.training.driver import Driver, Task
 from otel_lightning.transforms.config import TransformConfig
 from otel_lightning.transforms.run import run_transform
@@ -117,6 +117,9 @@ def main() -> int:
         "--control", action="store_true", help="negative control: permute the rewards of train rollouts"
     )
     parser.add_argument("--out", type=Path, default=None, help="folder of the run (default: runs/demo-<time>)")
+    parser.add_argument(
+        "--base", type=Path, default=None, help="run folder whose base policy is used again, not trained anew"
+    )
     parser.add_argument("--bots-otlp", default=None, help=argparse.SUPPRESS)  # a fault for tests: where bots export to
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -137,48 +140,23 @@ def _run(options: argparse.Namespace) -> int:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     print(f"demo: seed {demo.seed}, size {options.size}, in {demo.folder}", flush=True)
     with ExitStack() as stack:
-        _base(demo)
+        _base(demo, options.base)
         _play(demo, stack, options)
     print(f"\n{reporting.markdown(_finish(demo))}", flush=True)
     print(f"report: {demo.folder / 'report.md'}")
     return 0
 
 
-def _base(demo: Demo) -> None:
-    base, size = demo.folder / "base", demo.size
+def _base(demo: Demo, reused: Path | None) -> None:
     with demo.stage("base"):
-        run_step(
-            "the base's transcripts",
-            [
-                sys.executable,
-                str(HERE.parent / "base.py"),
-                "--out",
-                str(base),
-                "--seed",
-                str(demo.seed),
-                "--transcripts",
-                str(size.transcripts),
-            ],
-        )
-        _train(
-            demo,
-            "support_base.yaml",
-            {
-                "model.path": base / "model",
-                "data.messages": base / "transcripts.jsonl",
-                "optim.steps": size.base_steps,
-                "output": base / "train",
-                "seed": demo.seed,
-            },
-            # Steps of eight short sequences are too small to share out.
-            threads=1,
-        )
+        source = _trained_base(demo) if reused is None else reused / "lake" / "policies" / "v0001"
+        if not source.is_dir():
+            raise LightningError(f"{source} is not there; give --base the folder of an earlier run")
         policies = Policies(demo.lake / "policies")
-        source = base / "train" / "model"
-        from otel_lightning.store.policies import tokenizer_sha256
-
         policies.publish(
-            lambda folder: shutil.copytree(source, folder, dirs_exist_ok=True),
+            lambda folder: shutil.copytree(
+                source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("policy.json", "gate.json")
+            ),
             {
                 "parent": None,
                 "run": "base",
@@ -188,6 +166,27 @@ def _base(demo: Demo) -> None:
             },
         )
         policies.point("current", "v0001", who="demo", why="the base policy")
+
+
+def _trained_base(demo: Demo) -> Path:
+    """A model folder, trained on noisy transcripts."""
+    base, size = demo.folder / "base", demo.size
+    make = [sys.executable, str(HERE.parent / "base.py"), "--out", str(base)]
+    run_step("the base's transcripts", [*make, "--seed", str(demo.seed), "--transcripts", str(size.transcripts)])
+    _train(
+        demo,
+        "support_base.yaml",
+        {
+            "model.path": base / "model",
+            "data.messages": base / "transcripts.jsonl",
+            "optim.steps": size.base_steps,
+            "output": base / "train",
+            "seed": demo.seed,
+        },
+        # Steps of eight short sequences are too small to share out.
+        threads=1,
+    )
+    return base / "train" / "model"
 
 
 def _play(demo: Demo, stack: ExitStack, options: argparse.Namespace) -> None:
@@ -289,20 +288,7 @@ def _finish(demo: Demo) -> dict[str, Any]:
             "budget_seconds": BUDGET_SECONDS,
             "ceiling": sum(_scripted(t["ticket"], None) for t in test) / len(test),
             "floor": sum(_scripted(t["ticket"], rng) for t in test) / len(test),
-            "noise": {
-                "outdated": [
-                    {
-                        "issue": issue,
-                        "fact": fact,
-                        "old_action": o.old_action,
-                        "right_share": o.right_share,
-                        "cause": o.cause,
-                    }
-                    for (issue, fact), o in OUTDATED.items()
-                ],
-                "cause_shares": CAUSE_SHARES,
-                "slip_share": SLIP_SHARE,
-            },
+            "noise": NOISE,
         },
     )
     write_json(demo.folder / "report.json", report)

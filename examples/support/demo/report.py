@@ -189,8 +189,13 @@ def plot(report: dict[str, Any], path: Path) -> None:
     left.axhline(report["ceiling"], ls=":", c="grey", lw=1)
     left.set(title=f"Tickets resolved (test, n={report[stages[0]]['n']})", ylim=(0, 1.02))
     rounds = report["curve"]
-    middle.plot([r["round"] + 1 for r in rounds], [r["outcome"] for r in rounds], marker="o", ms=3, c="#1f9d72")
+    for key, label, style in (
+        ("fresh_outcome", "tickets met for the first time", {"marker": "o", "ms": 3, "c": "#1f9d72"}),
+        ("outcome", "all, half of them failed before", {"lw": 1, "ls": ":", "c": "#1f9d72"}),
+    ):
+        middle.plot([r["round"] + 1 for r in rounds], [r[key] for r in rounds], label=label, **style)
     middle.set(title="Online rounds (training tickets, sampled)", xlabel="round", ylim=(0, 1.02))
+    middle.legend(fontsize=8, loc="lower right")
     middle.grid(alpha=0.3)
     causes = [c for c in ("none", "common", "in_between", "rare") if c in report[stages[0]]["causes"]]
     width = 0.8 / len(stages)

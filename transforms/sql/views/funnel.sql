@@ -7,7 +7,7 @@ call_state as (
         calls.trace_id, calls.span_id, calls.rollout_id, calls.trainable, calls.untrainable_reason,
         coalesce(list_sum(list_transform(calls.response_ids, lambda ids: len(ids))), calls.completion_tokens, 0) as tokens,
         returns.member, returns.dropped, returns.reward as rollout_reward,
-        credits.reward, credits.advantage, credits."use",
+        credits.reward, credits.advantage, credits."use", coalesce(calls.truncated, false) as truncated,
         rollouts.split
     from calls
     left join returns on returns.rollout_id = calls.rollout_id
@@ -28,7 +28,7 @@ stages as (
     select 5, 'credited', case when advantage = 0 then 'zero_advantage' end, *
     from call_state where trainable and member and reward is not null
     union all
-    select 6, 'train_split', case when split <> 'train' then split when "use" <> 'train' then 'masked' end, *
+    select 6, 'train_split', case when split <> 'train' then split when "use" <> 'train' then case when truncated then 'truncated' else 'masked' end end, *
     from call_state where trainable and member and reward is not null
 )
 
