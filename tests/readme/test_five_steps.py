@@ -241,7 +241,8 @@ def test_from_a_server_without_token_ids_text_trains_and_grpo_says_what_is_missi
     shell.serve(lines[0])
     # A real server that answers as any other does: it records nothing.
     shell.serve("lightning-serve --policy model")
-    said = shell.type("\n".join(lines[2:]))
+    # And the stock launcher, as a team without ours has it.
+    said = shell.type("\n".join(lines[2:]).replace("lightning-instrument", "opentelemetry-instrument"))
     (shell.folder / "said.jsonl").write_text(said)
     shell.type(REWARD.splitlines()[1])
     time.sleep(QUIET_S)
