@@ -34,17 +34,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Make the table of several runs of the support demo.")
     parser.add_argument("runs", type=Path, help="folder of run folders")
     parser.add_argument("--out", type=Path, required=True, help="Markdown file to write")
+    parser.add_argument("--commit", default=None, help="what was measured, when that is not what is checked out")
+    parser.add_argument("--note", default=None, help="what a reader should know about the circumstances")
     options = parser.parse_args()
-    return guard(lambda: _write(options.runs, options.out), "results")
+    return guard(lambda: _write(options.runs, options.out, options.commit or _commit(), options.note), "results")
 
 
-def _write(runs: Path, out: Path) -> int:
+def _commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
+    return done.stdout.strip() or "an unknown commit"
+
+
+def _write(runs: Path, out: Path, commit: str, note: str | None) -> int:
     reports = [json.loads(path.read_text()) | {"folder": path.parent} for path in sorted(runs.glob("*/report.json"))]
     if not reports:
         raise LightningError(f"no finished run under {runs}; make them with make demo-results")
-    text = markdown(
-        [report for report in reports if not report["control"]], [report for report in reports if report["control"]]
-    )
+    controls = [report for report in reports if report["control"]]
+    text = markdown([report for report in reports if not report["control"]], controls, commit, note)
     out.write_text(text, encoding="utf-8")
     print(text)
     return 0
@@ -75,18 +81,16 @@ def interval(differences: np.ndarray) -> tuple[float, float, float]:
     return float(differences.mean()), float(low), float(high)
 
 
-def markdown(runs: list[dict[str, Any]], controls: list[dict[str, Any]]) -> str:
+def markdown(runs: list[dict[str, Any]], controls: list[dict[str, Any]], commit: str, note: str | None) -> str:
     """RESULTS.md."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE
-    ).stdout.strip()
     lines = [
         "# Support desk: results",
         "",
-        f"Measured on {datetime.date.today().isoformat()} at {commit or 'an unknown commit'} with `make demo-results`: every run that was "
-        "started is here. Share of 512 test tickets resolved (judged from the store) at temperature 0, with its 95% Wilson "
+        f"Measured on {datetime.date.today().isoformat()} at {commit} with `make demo-results`: every run with "
+        "these settings is here. Share of 512 test tickets resolved (judged from the store) at temperature 0, with its 95% Wilson "
         "interval; at temperature 1 behind it. `after …` is what `policies/current` named after that stage's gate. The control "
         "(outcomes of training rollouts dealt out anew among them, evaluation untouched) starts from seed 0's base.",
+        *(("", note) if note else ()),
         "",
         "| run | before | after offline | after online | seconds | CPU seconds |",
         "|---|---|---|---|---|---|",
