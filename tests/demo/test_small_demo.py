@@ -34,7 +34,14 @@ def run_demo(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
 
 def run_until(line: str, out: Path, then: Callable[[subprocess.Popen[str]], None], *more: str) -> tuple[int, str]:
     """Run the demo, do `then` once it has printed `line`; its exit code and what it said on standard error."""
-    with subprocess.Popen(command(out, *more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+
+    def may_be_interrupted() -> None:
+        """What runs in the background of a script ignores Ctrl-C, and so would its children."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        command(out, *more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=may_be_interrupted
+    ) as process:
         assert process.stdout is not None
         for said in process.stdout:
             if said.startswith(line):
