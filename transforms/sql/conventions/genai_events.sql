@@ -1,7 +1,8 @@
 -- OpenTelemetry GenAI up to 1.36: content travels in log records of the call's span, one record a message.
--- grain: one row per (trace_id, span_id, side, n, part): the same columns in every file of this folder
+-- grain: one row per (trace_id, span_id): the same columns in every file of this folder
 -- kind: bucket
--- The record's own time is often unset; records of a call are ordered by observed time, then by place in the batch.
+-- What stands on the span is read as GenAI's; only who said what is read here. The record's own time is often unset:
+-- records of a call are ordered by observed time, then by place in the batch.
 with
 
 records as (
@@ -15,51 +16,69 @@ records as (
     order by content_sha256, collector_id, seq
 ),
 
-messages as (
+bodies as (
     select
-        records.trace_id, records.span_id, body,
-        case when event_name = 'gen_ai.choice' then 'output' else 'input' end as side,
+        trace_id, span_id, observed_unix_nano, collector_id, seq,
+        event_name = 'gen_ai.choice' as chosen,
+        coalesce(try_cast(body ->> '$.index' as int), 0) as choice,
+        case when event_name = 'gen_ai.choice' then 'assistant' else split_part(event_name, '.', 2) end as role,
         case when event_name = 'gen_ai.choice' then coalesce(body -> '$.message', '{}'::json) else body end as message,
-        case event_name
-            when 'gen_ai.choice' then 'assistant'
-            else split_part(event_name, '.', 2)
-        end as role,
-        row_number() over (
-            partition by records.trace_id, records.span_id, event_name = 'gen_ai.choice'
-            order by coalesce((body ->> '$.index')::int, 0), observed_unix_nano, records.collector_id, records.seq
-        ) - 1 as n
+        coalesce(message -> '$.tool_calls', body -> '$.tool_calls') as tool_calls,
+        body ->> '$.finish_reason' as finish_reason
     from records
-    join span_kinds as kinds using (trace_id, span_id)
-    where kinds.span_kind = 'llm' and kinds.convention = 'genai_events'
+    where json_valid(body)
 ),
 
-calls as (
+said as (
     select
-        trace_id, span_id, side, n,
+        trace_id, span_id,
         list({
-            id: call ->> '$.id', name: call ->> '$.function.name',
-            arguments: case json_type(call, '$.function.arguments') when 'VARCHAR' then call ->> '$.function.arguments'
-                else coalesce(json_extract(call, '$.function.arguments')::varchar, '{}') end
-        } order by m) as tool_calls
-    from (
-        select trace_id, span_id, side, n,
-            unnest(coalesce(message -> '$.tool_calls', body -> '$.tool_calls')::json[]) as call,
-            generate_subscripts(coalesce(message -> '$.tool_calls', body -> '$.tool_calls')::json[], 1) as m
-        from messages
-    )
-    group by all
+            choice: case when chosen then choice end,
+            role: role,
+            text: case json_type(message, '$.content')
+                when 'VARCHAR' then message ->> '$.content'
+                when 'ARRAY' then array_to_string(list_transform((message -> '$.content')::json[], lambda x: x ->> '$.text'), '')
+            end,
+            tool_calls: list_transform(
+                from_json(tool_calls, '[{"id":"VARCHAR","function":{"name":"VARCHAR","arguments":"JSON"}}]'),
+                lambda c: {id: c.id, name: c.function.name, arguments: coalesce(c.function.arguments ->> '$', '{}')}
+            ),
+            tool_call_id: message ->> '$.id',
+            finish_reason: finish_reason
+        } order by chosen, choice, observed_unix_nano, collector_id, seq) as messages
+    from bodies
+    group by trace_id, span_id
 )
 
 select
-    messages.trace_id, messages.span_id, messages.side, messages.n::int as n, 0 as part,
-    case when messages.side = 'output' then coalesce((body ->> '$.index')::int, messages.n) end::int as choice,
-    messages.role,
-    case json_type(message, '$.content')
-        when 'VARCHAR' then message ->> '$.content'
-        when 'ARRAY' then list_aggregate(list_transform((message -> '$.content')::json[], lambda x: coalesce(x ->> '$.text', '')), 'string_agg', '')
-    end as text,
-    coalesce(calls.tool_calls, []) as tool_calls,
-    message ->> '$.id' as tool_call_id,
-    body ->> '$.finish_reason' as finish_reason
-from messages
-left join calls using (trace_id, span_id, side, n)
+    trace_id, span_id,
+    'genai_events' as convention,
+    50 as precedence,
+    'llm' as span_kind,
+    null::varchar as agent,
+    null::varchar as for_agent,
+    null::varchar as near_agent,
+    null::varchar as session_id,
+    null::varchar as user_id,
+    null::varchar as rollout_id,
+    null::bigint as attempt,
+    null::varchar as operation,
+    null::varchar as provider,
+    null::varchar as model,
+    null::varchar as response_id,
+    null::varchar as previous_response_id,
+    null::varchar[] as finish_reasons,
+    null::bigint as prompt_tokens,
+    null::bigint as completion_tokens,
+    null::varchar as sampling,
+    null::varchar[] as tools,
+    null::varchar as content,
+    false as failed,
+    null::varchar as tool_name,
+    null::varchar as tool_call_id,
+    null::varchar as tool_arguments,
+    null::varchar as tool_result,
+    said.messages
+from spans_unique
+join said using (trace_id, span_id)
+where operation in ('chat', 'text_completion', 'generate_content') and oi_kind is null and capture is null
