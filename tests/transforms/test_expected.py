@@ -85,11 +85,32 @@ def item_as_message(item: dict[str, Any]) -> dict[str, Any]:
     return item
 
 
+def content_as_messages(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """A content of Gemini's API as chat messages: each tool's result is one of its own."""
+    parts = content["parts"]
+    results = [
+        {"role": "tool", "tool_call_id": result["id"], "content": json.dumps(result["response"], separators=(",", ":"))}
+        for result in (part["functionResponse"] for part in parts if "functionResponse" in part)
+    ]
+    asked = [
+        {"id": call["id"], "function": {"name": call["name"], "arguments": json.dumps(call["args"])}}
+        for call in (part["functionCall"] for part in parts if "functionCall" in part)
+    ]
+    if results:
+        return results
+    role = {"model": "assistant"}.get(content.get("role", "user"), content.get("role", "user"))
+    return [{"role": role, "content": parts, "tool_calls": asked}]
+
+
 def from_server(record: dict[str, Any]) -> Exchange:
     """What the model server was asked and what it answered."""
     request, reply = record["request"], record.get("reply")
     if "messages" in request:
         messages = request["messages"]
+    elif "contents" in request:
+        system = request.get("systemInstruction")
+        messages = [{"role": "system", "content": system["parts"]}] if system else []
+        messages += [message for content in request["contents"] for message in content_as_messages(content)]
     else:
         asked = request.get("input", request.get("prompt"))
         # Text, or the token ids that the completions API takes too, is what one user says.
