@@ -25,8 +25,7 @@ from otel_lightning.transforms.tables import open_tables
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 CAPTURES = sorted(
-    str(path.parent.relative_to(FIXTURES / "otlp"))
-    for path in (FIXTURES / "otlp").glob("*/*/server_requests.jsonl")
+    str(path.parent.relative_to(FIXTURES / "otlp")) for path in (FIXTURES / "otlp").glob("*/*/server_requests.jsonl")
 )
 EXPECTED: dict[str, dict[int, Any]] = yaml.safe_load((FIXTURES / "expected.yml").read_text()) or {}
 KINDS = ("call", "not_kept", "failed_call", "attempt_of", "not_emitted", "not_a_call")
