@@ -3,7 +3,9 @@
 -- grain: one row per (trace_id, span_id): the same columns in every file of this folder
 -- kind: bucket
 -- One message may hold several tool results: each becomes a message of its own. The Responses API answers in several
--- messages (reasoning, text) of one choice; it names no finish reason, and some instrumentations then write `error`.
+-- messages (reasoning, text) of one choice; it names no finish reason, and some instrumentations then write `error`. Where
+-- they write the output item's id (fc_…) for the id of a tool call, it is left out: answers will name another. A text part
+-- that is a tool call beside it once more is left out too. Text that is no string (token ids) is no text.
 with
 
 details as (
@@ -37,56 +39,80 @@ mine as (
     where operation is not null or capture is not null
 ),
 
-documents as (
+turns as (
     select
-        trace_id, span_id, responses_api,
+        trace_id, span_id,
         case
             when system is null then []
-            when json_valid(system) and json_type(system) = 'ARRAY' then from_json(system, '[{"type":"VARCHAR","content":"VARCHAR"}]')
-            else [{type: 'text', content: system}]
-        end as system,
-        case when json_valid(input) then from_json(input, '[{"role":"VARCHAR","parts":[{"type":"VARCHAR","content":"VARCHAR","id":"VARCHAR","tool_call_id":"VARCHAR","name":"VARCHAR","arguments":"JSON","response":"JSON","result":"JSON"}]}]') end as input,
-        case when json_valid(output) then from_json(output, '[{"role":"VARCHAR","finish_reason":"VARCHAR","parts":[{"type":"VARCHAR","content":"VARCHAR","id":"VARCHAR","tool_call_id":"VARCHAR","name":"VARCHAR","arguments":"JSON"}]}]') end as output
+            when json_valid(system) and json_type(system) = 'ARRAY' then [{
+                choice: null::int, role: 'system', finish_reason: null::varchar, parts: from_json(
+                    system, '[{"type":"VARCHAR","content":"VARCHAR","id":"VARCHAR","tool_call_id":"VARCHAR","name":"VARCHAR","arguments":"JSON","response":"JSON","result":"JSON"}]'
+                )
+            }]
+            else [{
+                choice: null::int, role: 'system', finish_reason: null::varchar, parts: [{
+                    type: 'text', content: system, id: null::varchar, tool_call_id: null::varchar, name: null::varchar,
+                    arguments: null::json, response: null::json, result: null::json
+                }]
+            }]
+        end
+        || list_transform(
+            coalesce(from_json(
+                case when json_valid(input) and not (operation = 'text_completion' and regexp_matches(input, '"content": ?[0-9]')) then input end,
+                '[{"role":"VARCHAR","parts":[{"type":"VARCHAR","content":"VARCHAR","id":"VARCHAR","tool_call_id":"VARCHAR","name":"VARCHAR","arguments":"JSON","response":"JSON","result":"JSON"}]}]'
+            ), []),
+            lambda m: {choice: null::int, role: m.role, finish_reason: null::varchar, parts: m.parts}
+        )
+        || list_transform(
+            coalesce(from_json(
+                case when json_valid(output) then output end,
+                '[{"role":"VARCHAR","finish_reason":"VARCHAR","parts":[{"type":"VARCHAR","content":"VARCHAR","id":"VARCHAR","tool_call_id":"VARCHAR","name":"VARCHAR","arguments":"JSON","response":"JSON","result":"JSON"}]}]'
+            ), []),
+            lambda m, i: {choice: case when responses_api then 0 else i - 1 end::int, role: m.role, finish_reason: m.finish_reason, parts: m.parts}
+        ) as turns
     from mine
     where span_kind = 'llm'
+),
+
+sorted as (
+    select
+        trace_id, span_id,
+        list_transform(turns, lambda m: {
+            choice: m.choice, role: m.role, finish_reason: m.finish_reason,
+            texts: list_filter(coalesce(m.parts, []), lambda p: coalesce(p.type, 'text') = 'text'),
+            calls: list_filter(coalesce(m.parts, []), lambda p: p.type = 'tool_call'),
+            results: list_filter(coalesce(m.parts, []), lambda p: p.type = 'tool_call_response')
+        }) as turns
+    from turns
 ),
 
 said as (
     select
         trace_id, span_id,
-        case when len(system) > 0 then [{
-            choice: null::int, role: 'system',
-            text: array_to_string(list_transform(list_filter(system, lambda p: coalesce(p.type, 'text') = 'text'), lambda p: p.content), ''),
-            tool_calls: null::struct(id varchar, name varchar, arguments varchar)[], tool_call_id: null::varchar, finish_reason: null::varchar
-        }] else [] end
-        || flatten(list_transform(coalesce(input, []), lambda m:
-            list_transform(list_filter(coalesce(m.parts, []), lambda p: p.type = 'tool_call_response'), lambda p: {
+        flatten(list_transform(turns, lambda m:
+            list_transform(m.results, lambda p: {
                 choice: null::int, role: 'tool', text: coalesce(p.response, p.result) ->> '$',
-                tool_calls: null::struct(id varchar, name varchar, arguments varchar)[], tool_call_id: coalesce(p.id, p.tool_call_id), finish_reason: null::varchar
+                tool_calls: null::struct(id varchar, name varchar, arguments varchar)[],
+                tool_call_id: coalesce(p.id, p.tool_call_id), finish_reason: null::varchar
             })
             -- What stands beside tool results in one message is said after them.
-            || list_transform(
-                case when len(list_filter(coalesce(m.parts, []), lambda p: p.type = 'tool_call_response')) = 0
-                    or len(list_filter(m.parts, lambda p: p.type in ('text', 'tool_call'))) > 0 then [m] else [] end,
-                lambda one: {
-                    choice: null::int, role: one.role,
-                    text: array_to_string(list_transform(list_filter(coalesce(one.parts, []), lambda p: p.type = 'text'), lambda p: p.content), ''),
-                    tool_calls: list_transform(list_filter(coalesce(one.parts, []), lambda p: p.type = 'tool_call'), lambda p: {
-                        id: coalesce(p.id, p.tool_call_id), name: p.name, arguments: coalesce(p.arguments ->> '$', '{}')
-                    }),
-                    tool_call_id: null::varchar, finish_reason: null::varchar
-                }
-            )
-        ))
-        || list_transform(coalesce(output, []), lambda m, i: {
-            choice: case when responses_api then 0 else i - 1 end::int, role: m.role,
-            text: array_to_string(list_transform(list_filter(coalesce(m.parts, []), lambda p: p.type = 'text'), lambda p: p.content), ''),
-            tool_calls: list_transform(list_filter(coalesce(m.parts, []), lambda p: p.type = 'tool_call'), lambda p: {
-                id: coalesce(p.id, p.tool_call_id), name: p.name, arguments: coalesce(p.arguments ->> '$', '{}')
-            }),
-            tool_call_id: null::varchar, finish_reason: m.finish_reason
-        }) as messages
-    from documents
+            || case when len(m.results) = 0 or len(m.texts) > 0 or len(m.calls) > 0 then [{
+                choice: m.choice, role: m.role,
+                text: array_to_string(list_transform(
+                    list_filter(m.texts, lambda p: not (
+                        contains(p.content, '"type": "function_call"')
+                        and len(list_filter(m.calls, lambda c: contains(p.content, c.id))) > 0
+                    )),
+                    lambda p: p.content
+                ), ''),
+                tool_calls: list_transform(m.calls, lambda p: {
+                    id: case when not starts_with(p.id, 'fc_') then p.id else p.tool_call_id end,
+                    name: p.name, arguments: coalesce(p.arguments ->> '$', '{}')
+                }),
+                tool_call_id: null::varchar, finish_reason: m.finish_reason
+            }] else [] end
+        )) as messages
+    from sorted
 )
 
 select
@@ -130,7 +156,9 @@ select
             then coalesce(attributes['gen_ai.tool.definitions'], attributes_json['gen_ai.tool.definitions']) end, '["VARCHAR"]'
     ) end as tools,
     null::varchar as content,
-    false as failed,
+    -- A stream that broke off ends well by its status, with an empty finish reason.
+    span_kind = 'llm' and coalesce(attributes_bool['gen_ai.is_streaming'], false)
+        and coalesce(regexp_matches(output, '"finish_reason": ?""'), false) as failed,
     case when span_kind = 'tool' then tool_name end as tool_name,
     case when span_kind = 'tool' then tool_call_id end as tool_call_id,
     case when span_kind = 'tool' then coalesce(attributes['gen_ai.tool.call.arguments'], attributes_json['gen_ai.tool.call.arguments']) end as tool_arguments,
