@@ -9,7 +9,7 @@ mine as (
     select
         *,
         attributes_str as attributes,
-        case when json_valid(attributes_str['events']) and json_type(attributes_str['events']) = 'ARRAY' then attributes_str['events'] end as said_events,
+        try_cast(attributes_str['events'] as json) as said_events,
         case
             when operation = 'chat' then 'llm'
             when attributes_str['all_messages_events'] is not null or attributes_str['final_result'] is not null then 'agent'

@@ -125,7 +125,7 @@ select
     case when span_kind = 'tool' then attributes['ai.toolCall.name'] end as tool_name,
     case when span_kind = 'tool' then attributes['ai.toolCall.id'] end as tool_call_id,
     case when span_kind = 'tool' then attributes['ai.toolCall.args'] end as tool_arguments,
-    case when span_kind = 'tool' then attributes['ai.toolCall.result'] end as tool_result,
+    case when span_kind = 'tool' then coalesce(try_cast(attributes['ai.toolCall.result'] as json) ->> '$', attributes['ai.toolCall.result']) end as tool_result,
     said.messages
 from mine
 left join said using (trace_id, span_id)
