@@ -117,8 +117,8 @@ def without_ids(response: tuple[str, list[Any]] | None) -> Any:
 
 def tools_of(tools: list[dict[str, Any]] | None) -> list[Any]:
     """Name, description and parameters of each tool that was offered."""
-    functions = [tool.get("function", tool) for tool in tools or []]
-    return [(f["name"], f.get("description"), f.get("parameters")) for f in functions]
+    functions = [f for tool in tools or [] for f in tool.get("functionDeclarations", [tool.get("function", tool)])]
+    return [(f["name"], f.get("description"), f.get("parameters", f.get("parameters_json_schema"))) for f in functions]
 
 
 def from_server(record: dict[str, Any]) -> Exchange:
@@ -153,7 +153,11 @@ def from_server(record: dict[str, Any]) -> Exchange:
         usage=usage or (None, None),
         tool_call_ids=ids_of(response),
         tools=tools_of(request.get("tools")),
-        sampling={"max_tokens": request.get("max_completion_tokens") or request.get("max_output_tokens"), **request},
+        sampling={
+            "max_tokens": request.get("max_completion_tokens") or request.get("max_output_tokens"),
+            **request.get("generationConfig", {}),
+            **request,
+        },
         choices=(reply or {}).get("n", 1),
         failed=record["status"] != 200,
     )

@@ -3,7 +3,8 @@
 -- grain: one row per (trace_id, span_id): the same columns in every file of this folder
 -- kind: bucket
 -- Under LangChain that JSON is LangChain's serialisation of messages and generations, around the OpenAI SDK the request
--- and the answer themselves, of Chat Completions or of Responses. langsmith.trace.session_name is the project, no session.
+-- and the answer themselves, of Chat Completions or of Responses. A run that failed has status OK and an exception as
+-- span event. langsmith.trace.session_name is the project, no session.
 with
 
 mine as (
@@ -126,11 +127,15 @@ select
         case when json_valid(attributes['gen_ai.tool.definitions']) then attributes['gen_ai.tool.definitions'] end, asked -> '$.tools'
     ), '["VARCHAR"]') end as tools,
     null::varchar as content,
-    false as failed,
+    len(list_filter(events, lambda e: e.name = 'exception')) > 0 as failed,
     case when span_kind = 'tool' then coalesce(tool_name, name) end as tool_name,
     case when span_kind = 'tool' then tool_call_id end as tool_call_id,
     case when span_kind = 'tool' then attributes['gen_ai.prompt'] end as tool_arguments,
-    case when span_kind = 'tool' then attributes['gen_ai.completion'] end as tool_result,
+    case when span_kind = 'tool' then coalesce(
+        try_cast(attributes['gen_ai.completion'] as json) ->> '$.output.content',
+        try_cast(attributes['gen_ai.completion'] as json) ->> '$.output',
+        attributes['gen_ai.completion']
+    ) end as tool_result,
     said.messages
 from mine
 left join said using (trace_id, span_id)
