@@ -108,7 +108,7 @@ select
     coalesce(attributes['langfuse.observation.level'] = 'ERROR', false) as failed,
     case when span_kind = 'tool' then coalesce(tool_name, name) end as tool_name,
     case when span_kind = 'tool' then tool_call_id end as tool_call_id,
-    case when span_kind = 'tool' then input end as tool_arguments,
+    case when span_kind = 'tool' then case when json_array_length(asked, '$.args') = 0 then asked ->> '$.kwargs' else input end end as tool_arguments,
     case when span_kind = 'tool' then coalesce(answered ->> '$', output) end as tool_result,
     said.messages
 from mine
