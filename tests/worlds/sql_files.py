@@ -18,6 +18,7 @@ sorted into columns and maps as it would. Lists and mappings stand for JSON wher
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -60,7 +61,8 @@ class World:
     makers: dict[str, Step] = field(default_factory=dict)
 
     def declare(self, table: str, definition: str) -> None:
-        self.connection.execute(f"create or replace temp table {quoted(table)} {definition}")
+        self._forget(table)
+        self.connection.execute(f"create temp table {quoted(table)} {definition}")
         self._note(table)
 
     def add(self, step: Step, parameters: dict[str, Any]) -> None:
@@ -96,14 +98,22 @@ class World:
         for table in upstream:
             maker = self.makers.get(table)
             if table not in given and maker is not None and self.needs[maker.path] & live:
+                self._forget(table)
                 create(self.connection, maker, parameters)
                 live.add(table)
                 continue
             definition = ", ".join(f"{quoted(name)} {kind}" for name, kind in self.columns[table].items())
-            self.connection.execute(f"create or replace temp table {quoted(table)} ({definition})")
+            self.declare(table, f"({definition})")
             for number, row in enumerate(given.get(table, ())):
                 self._insert(table, _as_collected(table, row, number))
+        self._forget(step.table)
         create(self.connection, step, parameters)
+
+    def _forget(self, table: str) -> None:
+        """A step is a table or a view, and neither replaces the other."""
+        for kind in ("table", "view"):
+            with contextlib.suppress(duckdb.CatalogException):
+                self.connection.execute(f"drop {kind} if exists {quoted(table)}")
 
     def _insert(self, table: str, row: dict[str, Any]) -> None:
         types = self.columns[table]
