@@ -100,6 +100,12 @@ def difference(one: dict[str, list[tuple[Any, ...]]], other: dict[str, list[tupl
     return "\n".join(lines)
 
 
+def agree(one: dict[str, list[tuple[Any, ...]]], other: dict[str, list[tuple[Any, ...]]]) -> None:
+    """Fail with the first rows in which two lakes differ."""
+    if unlike := difference(one, other):
+        raise AssertionError(unlike)
+
+
 class Delivery:
     """Parcels in random order and pieces to a collector that is killed on the way; every piece acknowledged in the end."""
 

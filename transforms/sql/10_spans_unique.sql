@@ -21,7 +21,7 @@ repeated as (
             s: attributes_str, i: attributes_int, d: attributes_dbl, b: attributes_bool, j: attributes_json,
             e: events, l: links, st: status_code, sm: status_message, n: name, rid: response_id,
             ids: prompt_token_ids, ch: choices, t: [start_unix_nano, end_unix_nano]
-        })::varchar as content
+        })::varchar as whole
     from spans
     semi join copies using (trace_id, span_id)
 ),
@@ -53,7 +53,7 @@ ranked as (
         repeated.*,
         row_number() over (
             partition by trace_id, span_id
-            order by end_unix_nano > 0 desc, attribute_count desc, sha256(content), collector_id, seq
+            order by end_unix_nano > 0 desc, attribute_count desc, sha256(whole), collector_id, seq
         ) as place
     from repeated
 )
@@ -64,7 +64,7 @@ anti join copies using (trace_id, span_id)
 
 union all by name
 
-select ranked.* exclude (attribute_count, content, place), conflicts.trace_id is not null as conflicting_copies
+select ranked.* exclude (attribute_count, whole, place), conflicts.trace_id is not null as conflicting_copies
 from ranked
 left join conflicts using (trace_id, span_id)
 where place = 1
