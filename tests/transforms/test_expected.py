@@ -33,6 +33,7 @@ FIELDS = ("prompt", "response", "tool_call_ids", "response_id", "finish_reason",
 # A judge's own call, one that continues a response of which only the server knows the earlier messages, and one of which
 # the convention cannot tell whether its prompt is whole.
 RIGHTLY_UNTRAINABLE = ("judge", "partial_prompt", "content_partial")
+SAMPLING_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "n": 1}
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Exchange:
     finish_reason: str | None
     usage: tuple[int | None, int | None]
     tool_call_ids: list[str | None] = field(default_factory=list)
+    tools: list[Any] = field(default_factory=list)
+    sampling: dict[str, Any] = field(default_factory=dict)
     choices: int = 1
     failed: bool = False
     untrainable: str | None = None
@@ -95,6 +98,12 @@ def without_ids(response: tuple[str, list[Any]] | None) -> Any:
     return response and (response[0], [call[1:] for call in response[1]])
 
 
+def tools_of(tools: list[dict[str, Any]] | None) -> list[Any]:
+    """Name, description and parameters of each tool that was offered."""
+    functions = [tool.get("function", tool) for tool in tools or []]
+    return [(f["name"], f.get("description"), f.get("parameters")) for f in functions]
+
+
 def from_server(record: dict[str, Any]) -> Exchange:
     """What the model server was asked and what it answered."""
     request, reply = record["request"], record.get("reply")
@@ -122,6 +131,8 @@ def from_server(record: dict[str, Any]) -> Exchange:
         finish_reason=(reply or {}).get("finish_reason"),
         usage=usage or (None, None),
         tool_call_ids=ids_of(response),
+        tools=tools_of(request.get("tools")),
+        sampling={"max_tokens": request.get("max_completion_tokens") or request.get("max_output_tokens"), **request},
         choices=(reply or {}).get("n", 1),
         failed=record["status"] != 200,
     )
@@ -139,6 +150,8 @@ def from_call(row: dict[str, Any]) -> Exchange:
         finish_reason=reasons[0] if reasons else None,
         usage=(row["prompt_tokens"], row["completion_tokens"]),
         tool_call_ids=ids_of((first[1], first[2]) if first else None),
+        tools=tools_of(json.loads(row["tools"] or "[]")),
+        sampling=json.loads(row["sampling"]),
         choices=len(row["choices"]),
         failed=row["error"],
         untrainable=row["untrainable_reason"],
@@ -278,6 +291,10 @@ def test_each_request_became_what_expected_says(capture: str, found: Found) -> N
         unequal = sorted(differing(line, call, failed=failed))
         assert unequal == excused, f"line {number}: {unequal} differ, expected.yml says {excused}\n{line}\n{call}"
         assert call.failed == failed, f"line {number}"
+        # Conventions leave out much of these, and may write a default that was not sent; what they say is right.
+        assert call.tools in ([], line.tools), f"line {number}"
+        said = {**SAMPLING_DEFAULTS, **line.sampling}
+        assert {key: said.get(key) for key in call.sampling} == call.sampling, f"line {number}"
         for name in {"response_id", "finish_reason", "usage"} & set(excused):
             assert getattr(call, name) in (None, (None, None)), f"line {number}: {name} is wrong, not missing"
         if "tool_call_ids" in excused:

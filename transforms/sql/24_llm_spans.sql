@@ -23,7 +23,20 @@ scalars as (
             end
         ) as finish_reasons,
         json_merge_patch('{}'::json, coalesce(kinds.sampling, '{}')::json) as sampling,
-        kinds.tools,
+        list_transform(kinds.tools, lambda t: case
+            when not json_valid(t) then to_json(t)
+            when json_type(t, '$.function') = 'OBJECT' then json_object('type', 'function', 'function', json_extract(t, '$.function'))
+            when t ->> '$.name' is null or coalesce(t ->> '$.type', 'function') <> 'function' then t::json
+            when t ->> '$.description' is null then json_object('type', 'function', 'function', json_object(
+                'name', t ->> '$.name',
+                'parameters', coalesce(t -> '$.parameters', t -> '$.inputSchema', t -> '$.input_schema', t -> '$.parameters_json_schema', t -> '$.parametersJsonSchema')
+            ))
+            else json_object('type', 'function', 'function', json_object(
+                'name', t ->> '$.name',
+                'description', t ->> '$.description',
+                'parameters', coalesce(t -> '$.parameters', t -> '$.inputSchema', t -> '$.input_schema', t -> '$.parameters_json_schema', t -> '$.parametersJsonSchema')
+            ))
+        end::varchar) as tools,
         spans.policy_version, spans.tokenizer, spans.logprobs_mode, kinds.content,
         case when spans.capture = 'client' then client_prompts.prompt_ids else spans.prompt_token_ids end as prompt_token_ids,
         spans.choices as token_choices,

@@ -7,6 +7,7 @@ with
 
 log_records as (
     select distinct on (content_sha256)
+        'e:' || content_sha256 as node,
         attributes_str['gen_ai.evaluation.name'] as name,
         coalesce(
             attributes_dbl['gen_ai.evaluation.score.value'],
@@ -147,7 +148,7 @@ identified as (
 )
 
 select distinct on (reward_id)
-    *,
+    * replace (coalesce(node, context_trace_id) as node),
     case
         when name is null then 'no_name'
         when value is not null and (not isfinite(value) or abs(value) > 1e8) then 'refused_value'

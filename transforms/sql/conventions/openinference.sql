@@ -183,9 +183,23 @@ select
         'max_tokens', coalesce(invocation -> '$.max_tokens', invocation -> '$.max_completion_tokens', invocation -> '$.max_output_tokens'),
         'seed', invocation -> '$.seed', 'stop', invocation -> '$.stop', 'n', invocation -> '$.n'
     ) end::varchar as sampling,
+    -- A schema without a name is that of the parameters alone.
     case when oi_kind = 'LLM' then list_transform(
-        list_sort(list_filter(map_keys(attributes), lambda k: k ~ '^llm\.tools\.\d+\.tool\.json_schema$')),
-        lambda k: attributes[k]
+        list_sort(list_transform(
+            list_filter(map_keys(attributes), lambda k: regexp_matches(k, '^llm\.tools\.\d{1,9}\.tool\.json_schema$')),
+            lambda k: split_part(k, '.', 3)::int
+        )),
+        lambda i: case
+            when attributes['llm.tools.' || i || '.tool.name'] is null then attributes['llm.tools.' || i || '.tool.json_schema']
+            when json_valid(attributes['llm.tools.' || i || '.tool.json_schema'])
+                and not json_exists(attributes['llm.tools.' || i || '.tool.json_schema'], '$.function')
+                and not json_exists(attributes['llm.tools.' || i || '.tool.json_schema'], '$.name') then json_object(
+                    'name', attributes['llm.tools.' || i || '.tool.name'],
+                    'description', attributes['llm.tools.' || i || '.tool.description'],
+                    'parameters', attributes['llm.tools.' || i || '.tool.json_schema']::json
+                )::varchar
+            else attributes['llm.tools.' || i || '.tool.json_schema']
+        end
     ) end as tools,
     null::varchar as content,
     false as failed,

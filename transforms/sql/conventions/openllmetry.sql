@@ -121,7 +121,7 @@ select
     ) end::varchar as sampling,
     case when legacy then list_transform(
         list_sort(list_transform(
-            list_filter(map_keys(attributes), lambda k: regexp_matches(k, '^llm\.request\.functions\.\d+\.name$')),
+            list_filter(map_keys(attributes), lambda k: regexp_matches(k, '^llm\.request\.functions\.\d{1,9}\.name$')),
             lambda k: split_part(k, '.', 4)::int
         )),
         lambda i: json_object(
