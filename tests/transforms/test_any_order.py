@@ -95,7 +95,7 @@ def whole(lake: Path, name: str, **more: Any) -> dict[str, list[tuple[Any, ...]]
     return tables(lake)
 
 
-@pytest.mark.xfail(reason="the engine does not yet find what only content joins")
+@pytest.mark.row(41)
 def test_any_sequence_of_runs_and_kills_ends_where_one_full_run_does(
     lakes: Lakes, expected: dict[str, list[tuple[Any, ...]]]
 ) -> None:

@@ -65,14 +65,6 @@ class World:
         self.connection.execute(f"create temp table {quoted(table)} {definition}")
         self._note(table)
 
-    def _forget(self, table: str) -> None:
-        """Tables and views of one name cannot replace one another."""
-        kinds = self.connection.execute(
-            "select table_type from information_schema.tables where table_name = ?", [table]
-        )
-        for (kind,) in kinds.fetchall():
-            self.connection.execute(f"drop {'view' if kind == 'VIEW' else 'table'} {quoted(table)}")
-
     def add(self, step: Step, parameters: dict[str, Any]) -> None:
         self.needs[step.path] = _reads(step.text) & self.columns.keys()
         create(self.connection, step, parameters)
