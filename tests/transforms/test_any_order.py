@@ -25,12 +25,17 @@ from delivery import Delivery, agree, hashes, tables
 from episodes import KINDS, Episode, captured, generated
 from running import ROOT, Starter
 
+from otel_lightning.transforms import steps
 from otel_lightning.transforms.config import TransformConfig
 from otel_lightning.transforms.run import run_transform
 from otel_lightning.transforms.tables import open_tables
 
 NOW = time.time_ns() + 10**16
-REWARDS = {"train": {"reward": 1.0, "tone": 0.0}, "combine": {"tone": "sum"}, "outcome": "reward"}
+REWARDS = {
+    "train": {"reward": 1.0, "tone": 0.0, "many": 1.0},
+    "combine": {"tone": "sum", "many": "sum"},
+    "outcome": "reward",
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "broadcast": {"credit": {"method": "broadcast", "baseline": "group", "scale": "std"}},
     "discounted": {"credit": {"method": "discounted", "gamma": 0.9, "baseline": "rloo"}},
@@ -108,11 +113,7 @@ def test_any_sequence_of_runs_and_kills_ends_where_one_full_run_does(
 
 
 def test_threads_and_buckets_change_nothing(lakes: Lakes, expected: dict[str, list[tuple[Any, ...]]]) -> None:
-    agree(whole(lakes.other, "broadcast", threads=2, **buckets(7)), expected)
-
-
-def buckets(count: int) -> dict[str, int]:
-    return {"buckets": count} if "buckets" in TransformConfig.model_fields else {}
+    agree(whole(lakes.other, "broadcast", threads=2, buckets=3), expected)
 
 
 def test_rewards_stand_where_the_generator_says(lakes: Lakes, expected: dict[str, list[tuple[Any, ...]]]) -> None:
@@ -159,17 +160,54 @@ def stand(episodes: list[Episode], lake: Path) -> None:
 PLANTED = {
     # Each is written as someone might write it, in a file where it looks harmless.
     "an unordered sum(double)": (
-        "66_scores.sql",
-        "sum(score)::decimal(38, 9)",
-        "sum(score::double)::varchar::decimal(38, 9)",
+        "90_baselines.sql",
+        "sum(credit_mean) as total",
+        "sum(credit_mean::double)::decimal(38, 12) as total",
     ),
     "any_value without an order": (
         "52_rollouts.sql",
-        "any_value(calls.service_name order by calls.step)",
-        "any_value(calls.service_name)",
+        "any_value(calls.first_user order by calls.step)",
+        "any_value(calls.first_user)",
     ),
-    "now()": ("52_rollouts.sql", "($now - ", "(epoch_ns(now())::ubigint - "),
+    "now()": ("60_reward_records.sql", "else observed_unix_nano end", "else epoch_ns(now())::ubigint end"),
 }
+
+
+@pytest.fixture(scope="module")
+def few(start_for_module: Starter, tmp_path_factory: pytest.TempPathFactory) -> Lakes:
+    """Some episodes in two orders, neither derived."""
+    folder, episodes = tmp_path_factory.mktemp("few"), generated(len(KINDS), 3)
+    parcels = [parcel for episode in episodes for parcel in episode.parcels if len(episode.parcels) < 50]
+    for name in ("stepwise", "other"):
+        Delivery(start_for_module, folder / name, f"few/{name}").send(parcels, 3, lambda _: None)
+    return Lakes(episodes, folder / "stepwise", folder / "other", 0)
+
+
+@pytest.mark.parametrize("what", [None, *PLANTED])
+def test_what_depends_on_order_or_time_is_found(few: Lakes, what: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One such use anywhere in the SQL, and two ways of working no longer agree."""
+    if what is None:
+        agree(whole(few.stepwise, "broadcast"), whole(few.other, "broadcast", buckets=3))
+        return
+    path, was, planted = PLANTED[what]
+    read = steps._read
+    assert was in read(path)
+    try:
+        monkeypatch.setattr(
+            steps, "_read", lambda name: read(name).replace(was, planted) if name == path else read(name)
+        )
+        forget_sql()
+        with pytest.raises(AssertionError, match="tables differ"):
+            agree(whole(few.stepwise, "broadcast"), whole(few.other, "broadcast", buckets=3))
+    finally:
+        monkeypatch.undo()
+        forget_sql()
+
+
+def forget_sql() -> None:
+    for function in vars(steps).values():
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
 
 
 @pytest.mark.slow
@@ -182,7 +220,7 @@ def test_two_hundred_episodes_in_every_way(start_for_module: Starter, tmp_path: 
     agree(tables(lakes.stepwise), one)
     stand(lakes.episodes, lakes.other)
     for threads, count in ((2, 1), (1, 16), (2, 61)):
-        agree(whole(lakes.other, "broadcast", threads=threads, **buckets(count)), one)
+        agree(whole(lakes.other, "broadcast", threads=threads, buckets=count), one)
     for name in CONFIGS:
         ours = hashes(whole(lakes.other, name, threads=1))
         assert ours == hashes(whole(lakes.stepwise, name, threads=2)), name

@@ -453,6 +453,43 @@ def corrected(w: Writer) -> None:
     w.credited(scores[-1], call)
 
 
+def tiny_rewards(w: Writer) -> None:
+    """A dozen episodes whose rewards a double forgets beside a large one."""
+    for nth in range(12):
+        root = w.new_span()
+        call = w.call(root, w.ask(), trace=w.trace(nth))
+        w.root(span_id=root, trace=w.trace(nth))
+        w.reward(0.000000004, Target("trace", w.trace(nth)), trace=w.trace(nth), span=root)
+        w.credited(0.000000004, call, trace=w.trace(nth))
+
+
+def many_rewards(w: Writer) -> None:
+    """Rewards of one name that are added up: a large one and many so small that a double forgets them beside it."""
+    root = w.new_span()
+    call = w.call(root, w.ask())
+    w.root(span_id=root)
+    scores = [99999999.9] + [0.000000004] * 20
+    for number, score in enumerate(scores):
+        w.reward(
+            score,
+            Target("trace", w.trace()),
+            name="many",
+            trace=w.trace(),
+            span=root,
+            **{"lightning.reward.identifier": f"{number}"},
+        )
+    w.credited(99999999.90000008, call)
+
+
+def undated(w: Writer) -> None:
+    """A reward without a time of its own: only when it was seen is known."""
+    root, score = w.new_span(), w.score()
+    call = w.call(root, w.ask())
+    w.root(span_id=root)
+    w.reward(score, Target("trace", w.trace()), trace=w.trace(), span=root, at=0)
+    w.credited(score, call)
+
+
 def parallel_agents(w: Writer) -> None:
     root = w.new_span()
     begin = w.tick()
@@ -724,7 +761,7 @@ def anything(w: Writer) -> None:
 
 KINDS: tuple[Callable[[Writer], None], ...] = (
     plain, failed_then_right, cycle, deep, wide, not_numbers, times, copies, nasty_strings, session, linked, late_feedback,
-    corrected, parallel_agents, several_answers, judged, attempts, served, doubles, tools, orphans, bare_calls, inline,
+    corrected, tiny_rewards, many_rewards, undated, parallel_agents, several_answers, judged, attempts, served, doubles, tools, orphans, bare_calls, inline,
     reused_response_id, announced, two_names, counted, anything, anything,
 )  # fmt: skip
 
