@@ -14,8 +14,8 @@ import duckdb
 
 SQL = files("otel_lightning.transforms") / "sql"
 PARAMETER = re.compile(r"\$([a-z_]+)\b")
-# Message conventions stand between what a span is and what was said in it; credit between choices and credits.
-CONVENTIONS_BEFORE, CREDIT_BEFORE = "20_", "80_"
+# What conventions say of spans comes before what a span is; credit between choices and credits.
+CONVENTIONS_BEFORE, CREDIT_BEFORE = "12_", "80_"
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,29 @@ class Step:
 def steps(method: str) -> tuple[Step, ...]:
     """Every step up to credits and trajectories, with the credit method's file in its place."""
     numbered = sorted(item.name for item in SQL.iterdir() if re.match(r"\d\d_.*\.sql$", item.name))
-    conventions = sorted(item.name for item in (SQL / "conventions").iterdir() if item.name.endswith(".sql"))
     found: list[Step] = []
     for name in numbered:
         if name.startswith(CONVENTIONS_BEFORE):
-            found += [_step(f"conventions/{item}") for item in conventions]
+            found.append(recognised())
         if name.startswith(CREDIT_BEFORE):
             found.append(Step("assigned", f"credit/{method}.sql", _read(f"credit/{method}.sql")))
         if name != "90_baselines.sql":
             found.append(_step(name))
     return tuple(found)
+
+
+@cache
+def conventions() -> tuple[Step, ...]:
+    """Each convention by itself: the spans that it recognises. A new one is a file in the folder, named nowhere."""
+    names = sorted(item.name for item in (SQL / "conventions").iterdir() if item.name.endswith(".sql"))
+    return tuple(_step(f"conventions/{name}") for name in names)
+
+
+@cache
+def recognised() -> Step:
+    """All conventions together: one row for each span and convention that claims it."""
+    selects = [f"select * from (\n{step.text}\n)" for step in conventions()]
+    return Step("recognised", "conventions/", "\nunion all by name\n".join(selects))
 
 
 def baselines() -> Step:

@@ -173,7 +173,7 @@ def worlds() -> dict[str, World]:
     for table, columns in ENGINE_TABLES.items():
         run_world.declare(table, f"({columns})")
     bound = parameters()
-    for step in (*steps.steps("broadcast"), steps.baselines()):
+    for step in (*steps.steps("broadcast"), steps.baselines(), *steps.conventions()):
         run_world.add(step, bound)
     for step in steps_in("credit"):
         run_world.add(step, bound)
