@@ -18,7 +18,6 @@ of_calls as (
         any_value(calls.split order by calls.step) as split,
         any_value(calls.policy_version order by calls.step) as policy_version,
         count(distinct calls.policy_version) > 1 as mixed_policy,
-        any_value(calls.first_user order by calls.step) as first_user,
         count(*) as calls,
         count(*) filter (where calls.captured) as captured,
         bool_or(calls.error) as any_error,
@@ -29,6 +28,22 @@ of_calls as (
     join call_steps as steps using (trace_id, span_id)
     where calls.rollout_id is not null
     group by calls.rollout_id
+),
+
+-- What the episode was asked: the first user message of its first call that has one.
+asked as (
+    select rollout_id, messages.first_user
+    from (
+        select
+            steps.rollout_id,
+            any_value(facts.user_trace_id order by steps.step) as trace_id,
+            any_value(facts.user_span_id order by steps.step) as span_id
+        from call_facts as facts
+        join call_steps as steps using (trace_id, span_id)
+        where facts.heard_user
+        group by steps.rollout_id
+    )
+    join messages using (trace_id, span_id)
 ),
 
 marks as (
@@ -113,7 +128,7 @@ joined as (
         coalesce(marks.split, of_calls.split) as stated_split,
         of_calls.policy_version,
         coalesce(of_calls.mixed_policy, false) as mixed_policy,
-        of_calls.first_user,
+        asked.first_user,
         coalesce(of_traces.spans, 0) as spans,
         coalesce(marks.spans_declared, of_traces.spans_counted) as spans_declared,
         coalesce(of_calls.calls, 0) as calls,
@@ -133,6 +148,7 @@ joined as (
     from of_calls
     full join marks using (rollout_id)
     left join of_traces on of_traces.rollout_id = of_calls.rollout_id
+    left join asked on asked.rollout_id = of_calls.rollout_id
     left join records on records.base_rollout_id = coalesce(of_calls.base_rollout_id, marks.base_rollout_id)
 ),
 
