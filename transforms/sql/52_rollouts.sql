@@ -30,22 +30,6 @@ of_calls as (
     group by calls.rollout_id
 ),
 
--- What the episode was asked: the first user message of its first call that has one.
-asked as (
-    select rollout_id, messages.first_user
-    from (
-        select
-            steps.rollout_id,
-            any_value(facts.user_trace_id order by steps.step) as trace_id,
-            any_value(facts.user_span_id order by steps.step) as span_id
-        from call_facts as facts
-        join call_steps as steps using (trace_id, span_id)
-        where facts.heard_user
-        group by steps.rollout_id
-    )
-    join messages using (trace_id, span_id)
-),
-
 marks as (
     select
         rollout_id || case when attempt > 1 then '#' || attempt else '' end as rollout_id,
@@ -128,7 +112,7 @@ joined as (
         coalesce(marks.split, of_calls.split) as stated_split,
         of_calls.policy_version,
         coalesce(of_calls.mixed_policy, false) as mixed_policy,
-        asked.first_user,
+        first_users.first_user,
         coalesce(of_traces.spans, 0) as spans,
         coalesce(marks.spans_declared, of_traces.spans_counted) as spans_declared,
         coalesce(of_calls.calls, 0) as calls,
@@ -148,7 +132,7 @@ joined as (
     from of_calls
     full join marks using (rollout_id)
     left join of_traces on of_traces.rollout_id = of_calls.rollout_id
-    left join asked on asked.rollout_id = of_calls.rollout_id
+    left join first_users on first_users.rollout_id = of_calls.rollout_id
     left join records on records.base_rollout_id = coalesce(of_calls.base_rollout_id, marks.base_rollout_id)
 ),
 
