@@ -234,7 +234,8 @@ def _unit(capture: str, spans: Any, logs: Any, said: list[str], tokens: bool, ch
         for resource in (request.resource_spans if hasattr(request, "resource_spans") else request.resource_logs)
         for holder in (resource.resource, *(_rows(request)))
         for attribute in holder.attributes
-        if (attribute.key in OWN_NAMES or attribute.key.endswith(("session_id", "thread_id"))) and len(attribute.value.string_value) >= 4
+        if (attribute.key in OWN_NAMES or attribute.key.endswith(("session_id", "thread_id")))
+        and len(attribute.value.string_value) >= 4
     }
     found = sorted({*IDS.findall(joined), *own_names}, key=lambda text: (-len(text), text))
     for request in (spans, logs):
