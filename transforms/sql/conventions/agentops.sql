@@ -129,6 +129,8 @@ select
         else attributes['agentops.tool.input']
     end as tool_arguments,
     case when part = 'tool' then attributes['agentops.tool.output'] end as tool_result,
-    said.messages
+    said.messages,
+    null::int[] as prompt_token_ids,
+    null::struct(token_ids int[], logprobs double[])[] as token_choices
 from mine
 left join said using (trace_id, span_id)
