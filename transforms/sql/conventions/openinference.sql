@@ -252,7 +252,7 @@ select
     coalesce(payload.prompt_token_ids, payload.choices[1].prompt_token_ids) as prompt_token_ids,
     case when list_transform(payload.choices, lambda c: c.index) = list_transform(range(len(payload.choices)), lambda i: i::int)
         then list_transform(payload.choices, lambda c: {
-            token_ids: c.token_ids,
+            token_ids: case when len(c.token_ids) = list_count(c.token_ids) then c.token_ids end,
             logprobs: case when len(c.token_ids) = len(c.logprobs.content) then list_transform(c.logprobs.content, lambda t: t.logprob)
                 when len(c.token_ids) = len(c.logprobs.token_logprobs) then c.logprobs.token_logprobs end
         }) end as token_choices
