@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -248,8 +247,8 @@ Found = dict[str, list[Exchange]]
 
 
 @pytest.fixture(scope="module")
-def found(start_for_module: Starter, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
-    """The calls of every capture, by start, after a real collector and a real transform."""
+def lake(start_for_module: Starter, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every capture after a real collector and a real transform."""
     lake = tmp_path_factory.mktemp("captures") / "lake"
     collector = start_for_module(
         "lightning-collect", "--lake", str(lake), "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"
@@ -261,15 +260,26 @@ def found(start_for_module: Starter, tmp_path_factory: pytest.TempPathFactory) -
     collector.post("/flush")
     config = TransformConfig.model_validate({"rewards": {"train": {"resolved": 1.0}}})
     run_transform(lake, config, now_unix_nano=time.time_ns())
+    return lake
+
+
+def table(lake: Path, query: str) -> list[dict[str, Any]]:
+    """What a query over the tables returns, a dictionary a row."""
     with open_tables(lake, threads=1) as tables:
-        cursor = tables.execute("select * from calls order by start_unix_nano, span_id")
+        cursor = tables.execute(query)
         names = [column[0] for column in cursor.description]
-        rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+@pytest.fixture(scope="module")
+def found(lake: Path) -> Found:
+    """The calls of every capture, by start."""
+    rows = table(lake, "select * from calls order by start_unix_nano, span_id")
     owners = {trace: capture for capture in CAPTURES for trace in traces_of(capture)}
     by_capture: Found = {capture: [] for capture in CAPTURES}
     for row in rows:
         by_capture[owners[row["trace_id"]]].append(from_call(row))
-    yield by_capture
+    return by_capture
 
 
 def kind_of(line: Any) -> str:
@@ -346,3 +356,55 @@ def test_exact_tokens_are_read_where_a_capture_holds_them(found: Found) -> None:
     }
     exact = [call for calls in found.values() for call in calls if None not in call.tokens[:2]]
     assert {call.response_id for call in exact} >= asked and len(exact) >= 5
+
+
+# Rollout, name, value and what the reward stands on, as tests/fixtures/record/agents/agentlightning_0_3.py emitted them.
+AGENT_LIGHTNING = [
+    ("ro-dimensions", "efficiency", 0.5, "trace", None),
+    ("ro-dimensions", "task", 1.0, "trace", None),
+    ("ro-final", "primary", 1.0, "trace", None),
+    ("ro-inside", "primary", 0.25, "span", "agentlightning.operation"),
+    ("ro-linked", "primary", 0.1, "call", "step 0"),
+    ("ro-linked", "primary", 0.9, "call", "step 1"),
+    ("ro-retried", "primary", 0.0, "trace", None),
+    ("ro-retried#2", "primary", 1.0, "trace", None),
+    ("ro-tokens", "primary", 0.75, "trace", None),
+]
+
+
+def test_agent_lightnings_rewards_stand_where_they_were_meant(lake: Path) -> None:
+    """Links by response id reach that call, an operation's reward the operation, an attempt's the attempt, the rest the trace."""
+    rewards = table(
+        lake,
+        """
+        select
+            rewards.rollout_id, rewards.name, rewards.value, rewards.target_kind,
+            coalesce('step ' || calls.step, scopes.name) as target, rewards.unresolved_reason, rewards.superseded_by
+        from rewards
+        left join calls on rewards.target_kind = 'call' and calls.trace_id = rewards.target_trace_id
+            and calls.span_id = rewards.target_span_id
+        left join scopes on rewards.target_kind = 'span' and scopes.trace_id = rewards.target_trace_id
+            and scopes.span_id = rewards.target_span_id
+        where starts_with(rewards.source, 'agentlightning')
+        order by all
+        """,
+    )
+    assert [tuple(row.values()) for row in rewards] == [(*reward, None, None) for reward in AGENT_LIGHTNING]
+
+
+def test_agent_lightnings_attempts_are_attempts(lake: Path) -> None:
+    """Each rollout is its own, a second attempt its second, whatever trace it came in."""
+    rollouts = table(
+        lake,
+        "select rollout_id, attempt, calls, keyed_by from rollouts where starts_with(rollout_id, 'ro-') order by rollout_id",
+    )
+    assert [tuple(row.values()) for row in rollouts] == [
+        ("ro-calls", 1, 5, "explicit"),
+        ("ro-dimensions", 1, 2, "explicit"),
+        ("ro-final", 1, 2, "explicit"),
+        ("ro-inside", 1, 1, "explicit"),
+        ("ro-linked", 1, 2, "explicit"),
+        ("ro-retried", 1, 1, "explicit"),
+        ("ro-retried#2", 2, 1, "explicit"),
+        ("ro-tokens", 1, 2, "explicit"),
+    ]
