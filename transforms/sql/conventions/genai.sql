@@ -159,7 +159,12 @@ select
     case when span_kind = 'tool' then tool_name end as tool_name,
     case when span_kind = 'tool' then tool_call_id end as tool_call_id,
     case when span_kind = 'tool' then coalesce(attributes['gen_ai.tool.call.arguments'], attributes_json['gen_ai.tool.call.arguments']) end as tool_arguments,
-    case when span_kind = 'tool' then coalesce(attributes['gen_ai.tool.call.result'], attributes_json['gen_ai.tool.call.result']) end as tool_result,
+    -- Vercel's SDK 7 writes text as a JSON string.
+    case
+        when span_kind = 'tool' and attributes['gen_ai.tool.call.result'] like '"%"'
+            then coalesce(try_cast(attributes['gen_ai.tool.call.result'] as json) ->> '$', attributes['gen_ai.tool.call.result'])
+        when span_kind = 'tool' then coalesce(attributes['gen_ai.tool.call.result'], attributes_json['gen_ai.tool.call.result'])
+    end as tool_result,
     said.messages,
     null::int[] as prompt_token_ids,
     null::struct(token_ids int[], logprobs double[])[] as token_choices
