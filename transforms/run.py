@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ from otel_lightning.transforms.derived import (
     purge,
     write_parquet,
 )
+from otel_lightning.transforms.guard import lock
+from otel_lightning.transforms.own_sql import OwnSql
 
 # The rows of a table that belong to one key are replaced together. Calls outside any rollout hang on their trace,
 # rewards that found no rollout on themselves.
@@ -73,26 +76,27 @@ def run_transform(lake: Path, config: TransformConfig, *, now_unix_nano: int | N
     home = Lake.existing(lake)
     make_folders(home)
     now = time.time_ns() if now_unix_nano is None else now_unix_nano
+    own = OwnSql.read(config)
     with _only_run(home):
         for _ in range(READ_ATTEMPTS - 1):
             files = _live(home)
             try:
-                with _connect(config) as connection:
-                    return _run(connection, home, config, now, began)
+                with _connect(home, config, own) as connection:
+                    return _run(connection, home, config, own, now, began)
             except (duckdb.Error, LightningError):
                 # A file that a deletion, or a compaction whose grace is over, took away: begin again with what is live.
                 if _live(home) == files:
                     raise
-        with _connect(config) as connection:
-            return _run(connection, home, config, now, began)
+        with _connect(home, config, own) as connection:
+            return _run(connection, home, config, own, now, began)
 
 
 def _run(
-    connection: duckdb.DuckDBPyConnection, lake: Lake, config: TransformConfig, now: int, began: float
+    connection: duckdb.DuckDBPyConnection, lake: Lake, config: TransformConfig, own: OwnSql, now: int, began: float
 ) -> TransformReport:
     previous = Manifest.read(lake)
-    config_sha = hashlib.sha256(config.model_dump_json(exclude={"threads"}).encode()).hexdigest()
-    sql_sha = steps.sql_sha256(config.credit.method)
+    config_sha = _identity(config, own)
+    sql_sha = steps.sql_sha256(own.method(config))
     deleted = read_deleted(lake)
     define_deleted(connection, deleted.traces)
     purges = previous is not None and previous.deleted != (deleted.sha256 if deleted else "")
@@ -125,10 +129,12 @@ def _run(
     connection.execute("delete from keys where file not in (select file from live_paths)")
     _load(connection, lake)
     reward = _define_rewards(connection, config, lake, inputs["events"])
-    recipe = _recipe(config, reward)
-    parameters = _parameters(config, now, recipe)
-    for step in steps.steps(config.credit.method):
+    _define_prices(connection, config)
+    recipe = _recipe(config, own, reward)
+    parameters = _parameters(config, now, recipe) | {"method": own.method(config)}
+    for step in steps.steps(own.method(config)):
         steps.create(connection, step, parameters)
+        own.after(connection, step.table)
 
     manifest = Manifest(
         run=run,
@@ -271,6 +277,21 @@ def _view_files(connection: duckdb.DuckDBPyConnection, lake: Lake, signal: str, 
     )
 
 
+def _define_prices(connection: duckdb.DuckDBPyConnection, config: TransformConfig) -> None:
+    """`prices` per million tokens; what ends in * is for every model whose name begins so, the longest first."""
+    connection.execute(
+        "create or replace temp table prices (model varchar, starts boolean, input decimal(18, 9), output decimal(18, 9))"
+    )
+    for name, price in sorted(config.prices.items()):
+        connection.execute(
+            "insert into prices values ($model, $starts, $input, $output)",
+            {
+                "model": name.removesuffix("*"), "starts": name.endswith("*"),
+                "input": Decimal(repr(price.input)), "output": Decimal(repr(price.output)),
+            },
+        )  # fmt: skip
+
+
 def _define_rewards(
     connection: duckdb.DuckDBPyConnection, config: TransformConfig, lake: Lake, event_files: list[str]
 ) -> dict[str, Any]:
@@ -330,10 +351,18 @@ def _only_reward_name(connection: duckdb.DuckDBPyConnection, lake: Lake, event_f
     return sorted(names) or ["reward"]
 
 
-def _recipe(config: TransformConfig, reward: dict[str, Any]) -> str:
+def _identity(config: TransformConfig, own: OwnSql) -> str:
+    """What a configuration means, wherever its files lie and however many threads work."""
+    said = config.model_dump(mode="json", exclude={"threads": True, "rewards": {"sql"}, "credit": {"sql", "within"}})
+    return hashlib.sha256(json.dumps([said, own.identity], sort_keys=True).encode()).hexdigest()
+
+
+def _recipe(config: TransformConfig, own: OwnSql, reward: dict[str, Any]) -> str:
     """Identity of how rewards became credits; different recipes never meet."""
     parts = {
-        "credit": config.credit.model_dump(mode="json"),
+        "credit": config.credit.model_dump(mode="json", exclude={"sql", "within"}),
+        "sql": own.identity,
+        "match": config.rewards.match,
         "reward": reward,
         "labels": config.rewards.labels,
         "combine": config.rewards.combine,
@@ -360,6 +389,8 @@ def _parameters(config: TransformConfig, now: int, recipe: str) -> dict[str, Any
         "scale": config.credit.scale,
         "gamma": config.credit.gamma,
         "reward_attributes": list(config.rewards.attributes),
+        "match": config.rewards.match,
+        "kto_threshold": config.kto.threshold,
     }
 
 
@@ -457,12 +488,16 @@ def _only_run(lake: Lake) -> Iterator[None]:
 
 
 @contextmanager
-def _connect(config: TransformConfig) -> Iterator[duckdb.DuckDBPyConnection]:
+def _connect(lake: Lake, config: TransformConfig, own: OwnSql) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection that reaches nothing but the lake: the user's SQL runs in it too."""
     connection = duckdb.connect()
     try:
         connection.execute(f"set memory_limit = {steps.literal(MEMORY_LIMIT)}")
         if config.threads is not None:
             connection.execute(f"set threads = {config.threads:d}")
+        connection.execute(f"set temp_directory = {steps.literal(str(lake.derived / 'tmp'))}")
+        lock(connection, lake.root)
+        own.check(connection)
         yield connection
     finally:
         connection.close()

@@ -16,6 +16,8 @@ SQL = files("otel_lightning.transforms") / "sql"
 PARAMETER = re.compile(r"\$([a-z_]+)\b")
 # Message conventions stand between what a span is and what was said in it; credit between choices and credits.
 CONVENTIONS_BEFORE, CREDIT_BEFORE = "20_", "80_"
+# What is reduced over the live rows of every run, once the rows of this one are stored.
+REDUCES = ("90_baselines.sql", "92_pairs.sql")
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,19 @@ class Step:
 
 @cache
 def steps(method: str) -> tuple[Step, ...]:
-    """Every step up to credits and trajectories, with the credit method's file in its place."""
+    """Every step up to credits and trajectories, with the credit method's file in its place.
+
+    A method that is no file of ours is the user's own; it is run behind `choices`.
+    """
     numbered = sorted(item.name for item in SQL.iterdir() if re.match(r"\d\d_.*\.sql$", item.name))
     conventions = sorted(item.name for item in (SQL / "conventions").iterdir() if item.name.endswith(".sql"))
     found: list[Step] = []
     for name in numbered:
         if name.startswith(CONVENTIONS_BEFORE):
             found += [_step(f"conventions/{item}") for item in conventions]
-        if name.startswith(CREDIT_BEFORE):
+        if name.startswith(CREDIT_BEFORE) and (SQL / "credit" / f"{method}.sql").is_file():
             found.append(Step("assigned", f"credit/{method}.sql", _read(f"credit/{method}.sql")))
-        if name != "90_baselines.sql":
+        if name not in REDUCES:
             found.append(_step(name))
     return tuple(found)
 
@@ -48,6 +53,17 @@ def baselines() -> Step:
     return _step("90_baselines.sql")
 
 
+def pairs() -> Step:
+    """The reduce that is run over the live answers, credits, returns and rollouts of tasks."""
+    return _step("92_pairs.sql")
+
+
+def signals() -> tuple[Step, ...]:
+    """One view a signal, and the view that holds them all."""
+    named = sorted(item.name for item in (SQL / "signals").iterdir() if item.name.endswith(".sql"))
+    return tuple(_step(f"signals/{name}") for name in named)
+
+
 def keys(signal: str) -> Step:
     """The narrow index of one signal."""
     return Step("new_keys", f"keys/{signal}.sql", _read(f"keys/{signal}.sql"))
@@ -55,13 +71,14 @@ def keys(signal: str) -> Step:
 
 def views() -> tuple[Step, ...]:
     """Views over stored tables, in the order in which they build on one another."""
-    return tuple(_step(f"views/{name}.sql") for name in ("credits", "samples", "trajectories", "funnel"))
+    names = ("credits", "samples", "trajectories", "pairs", "funnel")
+    return (*(_step(f"views/{name}.sql") for name in names), *signals())
 
 
 @cache
 def sql_sha256(method: str) -> str:
     """Identity of all SQL that a run depends on."""
-    texts = [step.text for step in (*steps(method), baselines(), keys("spans"), keys("events"))]
+    texts = [step.text for step in (*steps(method), baselines(), pairs(), keys("spans"), keys("events"))]
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 

@@ -28,7 +28,8 @@ marked as (
         case when oi_kind = 'LLM' and json_valid(genai_messages) then coalesce(json_array_length(genai_messages), 0) < len(list_filter(
             map_keys(attributes_str), lambda k: k ~ '^llm\.input_messages\.\d+\.message\.role$'
         )) else false end as openinference_has_more,
-        list_has_any(map_keys(attributes_str), ['evaluation.name', 'annotation.name'])
+        list_has_any(map_keys(attributes_str), ['evaluation.name', 'annotation.name', 'agentlightning.reward.0.name'])
+            or coalesce(attributes_str['agentops.task.output'], attributes_str['agentops.entity.output'], '') like '%"type"%"reward"%'
             or len(list_filter(map_keys(attributes_str), lambda k: k ~ '^((trace|session)\.)?(evaluations|annotations)\.')) > 0
             as carries_evaluation
     from spans_unique
