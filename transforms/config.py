@@ -127,6 +127,10 @@ class TransformConfig(Config):
     settle_s: float = Field(default=30.0, ge=0, description="an episode with a root is over after this much quiet")
     session_idle_s: float = Field(default=1800.0, gt=0, description="and one without a root after this much")
     threads: int | None = Field(default=None, gt=0)
+    memory_mb: int = Field(
+        default=1536, ge=256, description="what a run may hold; the rest waits on disk, below the lake"
+    )
+    buckets: int | None = Field(default=None, gt=0, le=65536, description="so many shares; unset: what fits the memory")
 
     def beside(self, folder: Path) -> TransformConfig:
         """The same with the SQL files that it names looked for in `folder`, where the configuration lies."""

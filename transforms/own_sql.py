@@ -137,6 +137,13 @@ class OwnSql:
         """What the statements are called, which is what their rewards are called unless they say otherwise."""
         return [statement.name for statement in self.rewards]
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Tables of a run that must still be there when the SQL runs."""
+        if not self.rewards and self.credit is None:
+            return ()
+        return ("spans", "span_copies", "events", "sent_rewards", "resolved_rewards", "span_targets", "choices")
+
     def method(self, config: TransformConfig) -> str:
         """The credit method as tables show it: its name, or the name of the user's file."""
         return config.credit.method if self.credit is None else self.credit.source

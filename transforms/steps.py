@@ -22,11 +22,15 @@ REDUCES = ("90_baselines.sql", "92_pairs.sql")
 
 @dataclass(frozen=True)
 class Step:
-    """One SQL file and the table that its select becomes."""
+    """One SQL file and the table that its select becomes; a view, if its header says `-- stored: view`."""
 
     table: str
     path: str
     text: str
+
+    @property
+    def view(self) -> bool:
+        return "\n-- stored: view\n" in self.text
 
 
 @cache
@@ -65,7 +69,7 @@ def signals() -> tuple[Step, ...]:
 
 
 def keys(signal: str) -> Step:
-    """The narrow index of one signal."""
+    """The narrow index of one signal, or (found) what the steps add to it."""
     return Step("new_keys", f"keys/{signal}.sql", _read(f"keys/{signal}.sql"))
 
 
@@ -78,14 +82,42 @@ def views() -> tuple[Step, ...]:
 @cache
 def sql_sha256(method: str) -> str:
     """Identity of all SQL that a run depends on."""
-    texts = [step.text for step in (*steps(method), baselines(), pairs(), keys("spans"), keys("events"))]
+    more = (baselines(), pairs(), keys("spans"), keys("events"), keys("found"))
+    texts = [step.text for step in (*steps(method), *more)]
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
 def create(connection: duckdb.DuckDBPyConnection, step: Step, parameters: Mapping[str, Any]) -> None:
     """Run one step; it binds only the parameters that its text uses."""
     used = {name: parameters[name] for name in dict.fromkeys(PARAMETER.findall(step.text)) if name in parameters}
-    connection.execute(f"create or replace temp table {quoted(step.table)} as {step.text}", used)
+    kind = "view" if step.view else "table"
+    connection.execute(f"create or replace temp {kind} {quoted(step.table)} as {step.text}", used)
+
+
+@cache
+def last_uses(method: str, kept: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """For each step (by path): the tables that no later one reads, `kept` aside, so that their memory can be given back."""
+    ordered = steps(method)
+    last: dict[str, str] = {}
+    views = {step.table: step for step in ordered if step.view}
+    for step in ordered:
+        text = step.text
+        # Who reads a view reads what it is a view of.
+        for name, view in views.items():
+            if _mentions(text, name):
+                text += view.text
+        for table in ("spans", "events", *(other.table for other in ordered)):
+            if table not in views and (table == step.table or _mentions(text, table)):
+                last[table] = step.path
+    found: dict[str, tuple[str, ...]] = {}
+    for table, path in last.items():
+        if table not in kept:
+            found[path] = (*found.get(path, ()), table)
+    return found
+
+
+def _mentions(text: str, table: str) -> bool:
+    return re.search(rf"\b{table}\b", text) is not None
 
 
 def quoted(identifier: str) -> str:

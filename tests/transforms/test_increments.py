@@ -141,7 +141,7 @@ def test_any_sequence_of_runs_ends_where_one_full_run_would(otlp: Otlp, tmp_path
         part, parcels = parcels[:size], parcels[size:]
         otlp.send([p for kind, p in part if kind == "span"], [p for kind, p in part if kind == "mark"])
         otlp.flush()
-        run_transform(lake, config, now_unix_nano=now)
+        run_transform(lake, config.model_copy(update={"buckets": rng.choice([None, 2, 7])}), now_unix_nano=now)
     run_transform(lake, config, now_unix_nano=now)
     stepwise = contents(lake)
     shutil.rmtree(lake / "derived")

@@ -60,8 +60,17 @@ class World:
     makers: dict[str, Step] = field(default_factory=dict)
 
     def declare(self, table: str, definition: str) -> None:
-        self.connection.execute(f"create or replace temp table {quoted(table)} {definition}")
+        self._forget(table)
+        self.connection.execute(f"create temp table {quoted(table)} {definition}")
         self._note(table)
+
+    def _forget(self, table: str) -> None:
+        """Tables and views of one name cannot replace one another."""
+        kinds = self.connection.execute(
+            "select table_type from information_schema.tables where table_name = ?", [table]
+        )
+        for (kind,) in kinds.fetchall():
+            self.connection.execute(f"drop {'view' if kind == 'VIEW' else 'table'} {quoted(table)}")
 
     def add(self, step: Step, parameters: dict[str, Any]) -> None:
         self.needs[step.path] = _reads(step.text) & self.columns.keys()
@@ -95,12 +104,13 @@ class World:
         live = set(given)
         for table in upstream:
             maker = self.makers.get(table)
+            self._forget(table)
             if table not in given and maker is not None and self.needs[maker.path] & live:
                 create(self.connection, maker, parameters)
                 live.add(table)
                 continue
             definition = ", ".join(f"{quoted(name)} {kind}" for name, kind in self.columns[table].items())
-            self.connection.execute(f"create or replace temp table {quoted(table)} ({definition})")
+            self.connection.execute(f"create temp table {quoted(table)} ({definition})")
             for number, row in enumerate(given.get(table, ())):
                 self._insert(table, _as_collected(table, row, number))
         create(self.connection, step, parameters)
@@ -158,7 +168,8 @@ def worlds() -> dict[str, World]:
     """One world for the steps of a run, one for the views over what a run stored."""
     run_world, view_world = World(_connection()), World(_connection())
     for signal in SIGNALS:
-        run_world.declare(signal, f"as {empty_relation(signal)}")
+        # `file` is known to the index (keys/), which reads rows with it.
+        run_world.declare(signal, f"as select *, null::varchar as file from ({empty_relation(signal)})")
     for table, columns in ENGINE_TABLES.items():
         run_world.declare(table, f"({columns})")
     bound = parameters()

@@ -62,12 +62,13 @@ tools_by_id as (
     qualify here = any_here
 ),
 
+-- Any other attribute is looked for in the record's own trace.
 spans_by_attribute as (
     select stated.reward_id, min(spans.trace_id) as trace_id, min(spans.span_id) as span_id
     from stated
     join spans_unique as spans
-        on spans.attributes_str[stated.target_attribute] = stated.target_attribute_value
-        and (spans.trace_id <> stated.context_trace_id or spans.span_id <> stated.context_span_id)
+        on spans.trace_id = stated.context_trace_id and spans.span_id <> stated.context_span_id
+        and spans.attributes_str[stated.target_attribute] = stated.target_attribute_value
     where stated.stated = 'attribute'
     group by stated.reward_id
     having count(*) = 1
