@@ -62,10 +62,11 @@ def pairs() -> Step:
     return _step("92_pairs.sql")
 
 
-def signals() -> tuple[Step, ...]:
-    """One view a signal, and the view that holds them all."""
+def signals() -> Step:
+    """All signals as one view: what each file finds, one after the other."""
     named = sorted(item.name for item in (SQL / "signals").iterdir() if item.name.endswith(".sql"))
-    return tuple(_step(f"signals/{name}") for name in named)
+    text = "\nunion all\n".join(f"select * from (\n{_read(f'signals/{name}')}\n)" for name in named)
+    return Step("signals", "signals", text)
 
 
 def keys(signal: str) -> Step:
@@ -76,7 +77,7 @@ def keys(signal: str) -> Step:
 def views() -> tuple[Step, ...]:
     """Views over stored tables, in the order in which they build on one another."""
     names = ("credits", "samples", "trajectories", "pairs", "funnel")
-    return (*(_step(f"views/{name}.sql") for name in names), *signals())
+    return (*(_step(f"views/{name}.sql") for name in names), signals())
 
 
 @cache

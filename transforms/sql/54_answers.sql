@@ -8,7 +8,7 @@ with
 unfolded as (
     select
         calls.trace_id, calls.span_id, calls.rollout_id, calls.step, calls.prompt_hash, calls.policy_version,
-        calls.tokenizer, calls.temperature, calls.logprobs_mode, calls.agent, calls.model, calls.service_name,
+        calls.tokenizer, calls.temperature, calls.logprobs_mode, calls.agent, calls.model, calls.service_name, calls.user_id,
         facts.prompt_hashes, facts.talk_hashes, facts.completion_tokens,
         len(facts.choices) as n,
         unnest(facts.choices) as choice,
@@ -20,7 +20,7 @@ unfolded as (
 )
 
 select
-    trace_id, span_id, choice::integer as choice, rollout_id, step, agent, model, service_name, policy_version,
+    trace_id, span_id, choice::integer as choice, rollout_id, step, agent, model, service_name, user_id, policy_version,
     tokenizer, temperature, logprobs_mode,
     prompt_hash,
     sha256(to_json([prompt_hashes[1], talk_hashes[1]])) as opening_hash,

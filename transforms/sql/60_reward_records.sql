@@ -71,7 +71,7 @@ span_events as (
         from spans_unique
         where len(events) > 0
     )
-    where event.name = 'gen_ai.evaluation.result' and json_valid(event.attributes)
+    where event.name = 'gen_ai.evaluation.result'
 ),
 
 carriers as (
@@ -153,14 +153,14 @@ lightning_values as (
 
     union all
 
-    select trace_id, span_id, '0', null, try_cast(output ->> '$.value' as double)
+    select trace_id, span_id, '0', null, try_cast(case when json_valid(output) then output ->> '$.value' end as double)
     from (
         select
             trace_id, span_id,
             coalesce(attributes_str['agentops.task.output'], attributes_str['agentops.entity.output']) as output
         from carriers
     )
-    where output is not null and json_valid(output) and output ->> '$.type' = 'reward'
+    where case when json_valid(output) then output ->> '$.type' end = 'reward'
 ),
 
 -- A link attribute pair says which attribute of its target has which value.

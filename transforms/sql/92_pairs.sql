@@ -57,8 +57,8 @@ ranked as (
     from (
         select *
         from candidates
-        qualify min(reward) over same < max(reward) over same and min(said) over same < max(said) over same
         window same as (partition by kind, recipe, task_id, split, state)
+        qualify min(reward) over same < max(reward) over same and min(said) over same < max(said) over same
     )
 ),
 
