@@ -67,6 +67,7 @@ def plan(
         group by parts.part
         """
     )
+    order = "chosen.share" if number is not None else "chosen.roams, chosen.share"
     if number is not None:
         chosen = f"('0x' || right(sha256(part), 4))::int % {number:d}"
     else:
@@ -83,7 +84,7 @@ def plan(
             select *, sum(bytes) over (partition by roams order by file, part) - bytes as before from weighed
         ),
         chosen as (select part, roams, {chosen} as share from running)
-        select parts.node, chosen.roams, (dense_rank() over (order by {"" if number else "chosen.roams, "}chosen.share))::int as bucket
+        select parts.node, chosen.roams, (dense_rank() over (order by {order}))::int as bucket
         from parts join chosen using (part)
         """
     )

@@ -14,8 +14,8 @@ import duckdb
 
 SQL = files("otel_lightning.transforms") / "sql"
 PARAMETER = re.compile(r"\$([a-z_]+)\b")
-# Message conventions stand between what a span is and what was said in it; credit between choices and credits.
-CONVENTIONS_BEFORE, CREDIT_BEFORE = "20_", "80_"
+# What conventions say of spans comes before what a span is; credit between choices and credits.
+CONVENTIONS_BEFORE, CREDIT_BEFORE = "12_", "80_"
 # What is reduced over the live rows of every run, once the rows of this one are stored.
 REDUCES = ("90_baselines.sql", "92_pairs.sql")
 
@@ -40,16 +40,29 @@ def steps(method: str) -> tuple[Step, ...]:
     A method that is no file of ours is the user's own; it is run behind `choices`.
     """
     numbered = sorted(item.name for item in SQL.iterdir() if re.match(r"\d\d_.*\.sql$", item.name))
-    conventions = sorted(item.name for item in (SQL / "conventions").iterdir() if item.name.endswith(".sql"))
     found: list[Step] = []
     for name in numbered:
         if name.startswith(CONVENTIONS_BEFORE):
-            found += [_step(f"conventions/{item}") for item in conventions]
+            found.append(recognised())
         if name.startswith(CREDIT_BEFORE) and (SQL / "credit" / f"{method}.sql").is_file():
             found.append(Step("assigned", f"credit/{method}.sql", _read(f"credit/{method}.sql")))
         if name not in REDUCES:
             found.append(_step(name))
     return tuple(found)
+
+
+@cache
+def conventions() -> tuple[Step, ...]:
+    """Each convention by itself: the spans that it recognises. A new one is a file in the folder, named nowhere."""
+    names = sorted(item.name for item in (SQL / "conventions").iterdir() if item.name.endswith(".sql"))
+    return tuple(_step(f"conventions/{name}") for name in names)
+
+
+@cache
+def recognised() -> Step:
+    """All conventions together: one row for each span and convention that claims it."""
+    selects = [f"select * from (\n{step.text}\n)" for step in conventions()]
+    return Step("recognised", "conventions/", "\nunion all by name\n".join(selects))
 
 
 def baselines() -> Step:

@@ -22,7 +22,7 @@ repeated as (
             s: attributes_str, i: attributes_int, d: attributes_dbl, b: attributes_bool, j: attributes_json,
             e: events, l: links, st: status_code, sm: status_message, n: name, rid: response_id,
             ids: prompt_token_ids, ch: choices, t: [start_unix_nano, end_unix_nano]
-        })::varchar as content
+        })::varchar as everything
     from spans
     semi join copies using (trace_id, span_id)
 ),
@@ -53,7 +53,7 @@ select
     repeated.row, trace_id, span_id,
     row_number() over (
         partition by trace_id, span_id
-        order by end_unix_nano > 0 desc, attribute_count desc, sha256(content), collector_id, seq
+        order by end_unix_nano > 0 desc, attribute_count desc, sha256(everything), collector_id, seq
     ) = 1 as kept,
     conflicts.trace_id is not null as conflicting_copies
 from repeated

@@ -6,12 +6,14 @@ with
 
 answers as (
     select
-        trace_id, span_id, choice,
-        string_agg(text, '' order by n, part) as text,
-        flatten(list(tool_calls order by n, part)) as tool_calls,
-        max(finish_reason) as finish_reason
-    from messages
-    where side = 'output'
+        trace_id, span_id, answer.choice as choice,
+        string_agg(answer.text, '' order by n) as text,
+        flatten(list(answer.tool_calls order by n)) as tool_calls,
+        max(answer.finish_reason) as finish_reason
+    from (
+        select trace_id, span_id, unnest(answers) as answer, generate_subscripts(answers, 1) as n
+        from messages
+    )
     group by all
 ),
 
@@ -37,44 +39,37 @@ outputs as (
         bool_and(text = '' and len(tool_calls) = 0) as empty_response,
         flatten(list(list_transform(tool_calls, lambda c: {id: c.id, choice: choice}) order by choice)) as asked
     from answers
-    group by all
+    group by trace_id, span_id
 ),
 
 inputs as (
     select
-        trace_id, span_id,
-        list(message order by n, part) as prompt_messages,
-        list(hash order by n, part) as prompt_hashes,
-        coalesce(list(hash order by n, part) filter (where role <> 'system'), []) as talk_hashes,
-        bool_or(role = 'user') as has_user,
-        arg_min(text, n) filter (where role = 'user') as first_user,
-        bool_or(text = '' and len(tool_calls) = 0 and role in ('user', 'system')) as empty_input,
-        arg_min(tool_call_id, n * 1000 + part) filter (where role <> 'system') as answers_tool_call_id,
-        coalesce(flatten(list(list_transform(tool_calls, lambda c: c.id))), []) as asked_before
+        trace_id, span_id, prompt,
+        list_filter(prompt, lambda m: m.role <> 'system') as talk,
+        list_filter(prompt, lambda m: m.role = 'user') as said_by_user,
+        list_filter(talk, lambda m: m.tool_call_id is not null) as results
     from messages
-    where side = 'input'
-    group by all
 )
 
 select
-    coalesce(inputs.trace_id, outputs.trace_id) as trace_id,
-    coalesce(inputs.span_id, outputs.span_id) as span_id,
-    to_json(coalesce(prompt_messages, []))::varchar as prompt_messages,
-    coalesce(len(prompt_messages), 0) as prompt_length,
+    trace_id, span_id,
+    to_json(list_transform(prompt, lambda m: m.message))::varchar as prompt_messages,
+    len(prompt) as prompt_length,
     to_json(coalesce(response_messages, []))::varchar as response_messages,
     coalesce(choices, []) as choices,
-    coalesce(prompt_hashes, []) as prompt_hashes,
-    coalesce(talk_hashes, []) as talk_hashes,
+    list_transform(prompt, lambda m: m.hash) as prompt_hashes,
+    list_transform(talk, lambda m: m.hash) as talk_hashes,
     coalesce(response_hashes, []) as response_hashes,
     finish_reasons,
-    coalesce(has_user, false) as has_user,
-    first_user,
-    coalesce(empty_input, false) as empty_input,
+    len(said_by_user) > 0 as has_user,
+    said_by_user[1].text as first_user,
+    len(list_filter(prompt, lambda m: m.text = '' and len(m.asked) = 0 and m.role in ('user', 'system'))) > 0 as empty_input,
     coalesce(empty_response, true) as empty_response,
     coalesce(asked, []) as asked,
-    case when not list_contains(coalesce(asked_before, []), answers_tool_call_id) then answers_tool_call_id end
-        as answers_tool_call_id,
-    sha256(to_json(coalesce(prompt_hashes, []))) as talk_hash,
+    case when not list_contains(flatten(list_transform(prompt, lambda m: m.asked)), results[1].tool_call_id)
+        then results[1].tool_call_id end as answers_tool_call_id,
+    sha256(to_json(list_transform(prompt, lambda m: m.hash))) as talk_hash,
     sha256(to_json(coalesce(response_hashes, []))) as answer_hash
 from inputs
-full join outputs using (trace_id, span_id)
+left join outputs using (trace_id, span_id)
+where len(prompt) > 0 or outputs.span_id is not null

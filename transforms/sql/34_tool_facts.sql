@@ -7,29 +7,15 @@ with
 
 executions as (
     select
-        spans.trace_id, spans.span_id, spans.parent_span_id,
-        coalesce(spans.tool_name, spans.attributes_str['tool.name'], spans.name) as name,
-        coalesce(
-            spans.tool_call_id,
-            case when json_valid(spans.attributes_str['output.value']) then coalesce(
-                spans.attributes_str['output.value'] ->> '$.data.tool_call_id',
-                spans.attributes_str['output.value'] ->> '$.tool_call_id'
-            ) end
-        ) as tool_call_id,
-        coalesce(spans.attributes_str['gen_ai.tool.call.arguments'], spans.attributes_json['gen_ai.tool.call.arguments'],
-            spans.attributes_str['input.value']) as arguments,
-        coalesce(
-            case when json_valid(spans.attributes_str['output.value']) then spans.attributes_str['output.value'] ->> '$.data.content' end,
-            spans.attributes_str['gen_ai.tool.call.result'], spans.attributes_json['gen_ai.tool.call.result'],
-            spans.attributes_str['output.value']
-        ) as result,
-        spans.status_code = 2 as error,
-        spans.start_unix_nano, spans.end_unix_nano,
+        kinds.trace_id, kinds.span_id, kinds.parent_span_id,
+        coalesce(kinds.tool_name, kinds.name) as name,
+        kinds.tool_call_id, kinds.tool_arguments as arguments, kinds.tool_result as result,
+        kinds.status_code = 2 as error,
+        kinds.start_unix_nano, kinds.end_unix_nano,
         walk.agent_span_id, walk.scope_span_id
-    from spans_unique as spans
-    join span_kinds as kinds using (trace_id, span_id)
+    from span_kinds as kinds
     join walk using (trace_id, span_id)
-    left join span_kinds as parent on parent.trace_id = spans.trace_id and parent.span_id = spans.parent_span_id
+    left join span_kinds as parent on parent.trace_id = kinds.trace_id and parent.span_id = kinds.parent_span_id
     where kinds.span_kind = 'tool' and coalesce(parent.span_kind, '') <> 'tool'
 ),
 

@@ -1,49 +1,63 @@
--- OpenInference: messages are flat, indexed attributes (llm.input_messages.N.message.…); indexes may have gaps.
--- grain: one row per (trace_id, span_id, side, n, part): the same columns in every file of this folder
+-- OpenInference: openinference.span.kind; messages are flat, indexed attributes (llm.input_messages.N.message.…), and the
+-- exact payload may stand beside them in input.value and output.value.
+-- grain: one row per (trace_id, span_id): the same columns in every file of this folder
 -- kind: bucket
--- side: input or output; n orders the messages of a side; choice is the answer's index on the output side.
--- The Responses API gives each output item a message of its own: they are parts of one choice. The legacy completions
--- API answers in llm.choices.N; its prompt is no conversation and is not read as one. A chat that the Agents SDK streams
--- leaves its answer in output.value alone, as a list of one Responses object.
+-- Indexes may have gaps. Of Chat Completions N is the choice; the Responses API gives each output item a message of its
+-- own: they are parts of one choice. The legacy completions API answers in llm.choices.N; its prompt is no conversation
+-- and is not read as one. A chat that the Agents SDK streams leaves its answer in output.value alone.
+-- A span may speak GenAI as well, rewritten from these attributes: then GenAI is read, unless it has fewer messages.
 with
 
-entries as (
-    select spans.trace_id, spans.span_id, unnest(map_entries(spans.attributes_str)) as entry
-    from spans_unique as spans
-    join span_kinds as kinds using (trace_id, span_id)
-    where kinds.span_kind = 'llm' and kinds.convention = 'openinference'
+mine as (
+    select
+        trace_id, span_id, name, oi_kind, agent_name, session_id, user_id, llm_model_name, tool_name, tool_call_id,
+        attributes_str as attributes, attributes_int as numbers,
+        coalesce(attributes_str['gen_ai.input.messages'], attributes_json['gen_ai.input.messages']) as genai_messages,
+        case when oi_kind in ('LLM', 'TOOL') then attributes_str['output.value'] end as output,
+        case when oi_kind = 'LLM' and json_valid(attributes_str['llm.invocation_parameters'])
+            then attributes_str['llm.invocation_parameters'] end as invocation
+    from spans_unique
+    where oi_kind is not null
+),
+
+read as (
+    select
+        *,
+        case when json_valid(output) then json_extract_string(output, [
+            '$.id', '$.llm_output.id', '$.generations[0][0].message.kwargs.response_metadata.id', '$[0].output[0].provider_data.response_id',
+            '$.finish_reason', '$.data.tool_call_id', '$.tool_call_id', '$.data.content', '$.object', '$[0].object'
+        ]) end as value,
+        oi_kind = 'LLM' and coalesce(json_valid(genai_messages), false) as dual,
+        dual and coalesce(json_array_length(genai_messages), 0) >= len(list_filter(
+            map_keys(attributes), lambda k: k ~ '^llm\.input_messages\.\d+\.message\.role$'
+        )) as left_to_genai
+    from mine
 ),
 
 fields as (
-    select
-        trace_id, span_id,
-        regexp_extract(entry.key, '^llm\.(input|output)_messages\.(\d+)\.(?:message\.)?(.+)$', ['side', 'n', 'field']) as part,
-        entry.value as value
-    from entries
-    where starts_with(entry.key, 'llm.input_messages.') or starts_with(entry.key, 'llm.output_messages.')
+    select trace_id, span_id, side, n, entry.value as value,
+        regexp_extract(entry.key, '^llm\.(?:in|out)put_messages\.\d+\.(?:message\.)?(.+)$', 1) as field
+    from (
+        select
+            trace_id, span_id, entry,
+            case when starts_with(entry.key, 'llm.input_messages.') then 'input' else 'output' end as side,
+            try_cast(split_part(entry.key, '.', 3) as int) as n
+        from (select trace_id, span_id, unnest(map_entries(attributes)) as entry from read
+            where oi_kind = 'LLM' and not left_to_genai)
+        where starts_with(entry.key, 'llm.input_messages.') or starts_with(entry.key, 'llm.output_messages.')
+    )
+    where n is not null
 ),
 
-messages as (
-    select
-        trace_id, span_id, part.side as side, part.n::int as n,
-        max(value) filter (where part.field = 'role') as role,
-        max(value) filter (where part.field = 'content') as content,
-        max(value) filter (where part.field = 'tool_call_id') as tool_call_id,
-        max(value) filter (where part.field = 'function.0') as function_result
-    from fields
-    group by all
-),
-
-texts as (
+contents as (
     select trace_id, span_id, side, n, string_agg(text, '' order by m) as text
     from (
         select
-            trace_id, span_id, part.side as side, part.n::int as n,
-            regexp_extract(part.field, '^contents\.(\d+)\.', 1)::int as m,
-            max(value) filter (where part.field like '%.message_content.type') as type,
-            max(value) filter (where part.field like '%.message_content.text') as text
+            trace_id, span_id, side, n, try_cast(split_part(field, '.', 2) as int) as m,
+            max(value) filter (where field like '%.message_content.type') as type,
+            max(value) filter (where field like '%.message_content.text') as text
         from fields
-        where starts_with(part.field, 'contents.')
+        where starts_with(field, 'contents.')
         group by all
     )
     where coalesce(type, 'text') in ('text', 'input_text', 'output_text')
@@ -51,87 +65,148 @@ texts as (
 ),
 
 calls as (
-    select
-        trace_id, span_id, side, n,
-        list({id: id, name: name, arguments: coalesce(arguments, '{}')} order by m) as tool_calls
+    select trace_id, span_id, side, n, list({id: id, name: name, arguments: coalesce(arguments, '{}')} order by m) as tool_calls
     from (
         select
-            trace_id, span_id, part.side as side, part.n::int as n,
-            regexp_extract(part.field, '^tool_calls\.(\d+)\.', 1)::int as m,
-            max(value) filter (where part.field like '%.tool_call.id') as id,
-            max(value) filter (where part.field like '%.tool_call.function.name') as name,
-            max(value) filter (where part.field like '%.tool_call.function.arguments') as arguments
+            trace_id, span_id, side, n, try_cast(split_part(field, '.', 2) as int) as m,
+            max(value) filter (where field like '%.tool_call.id') as id,
+            max(value) filter (where field like '%.tool_call.function.name') as name,
+            max(value) filter (where field like '%.tool_call.function.arguments') as arguments
         from fields
-        where starts_with(part.field, 'tool_calls.')
+        where starts_with(field, 'tool_calls.')
         group by all
     )
     where name is not null
     group by all
 ),
 
-joined as (
+messages as (
     select
-        messages.trace_id, messages.span_id, messages.side, messages.n,
-        messages.role,
-        coalesce(messages.content, texts.text, function_result ->> '$.content') as text,
-        coalesce(calls.tool_calls, []) as tool_calls,
-        coalesce(messages.tool_call_id, function_result ->> '$.call_id') as tool_call_id
-    from messages
-    left join texts using (trace_id, span_id, side, n)
-    left join calls using (trace_id, span_id, side, n)
+        trace_id, span_id, side, n,
+        max(value) filter (where field = 'role') as role,
+        max(value) filter (where field = 'content') as content,
+        max(value) filter (where field = 'tool_call_id') as tool_call_id,
+        max(value) filter (where field = 'function.0') as function_result
+    from fields
+    group by all
 ),
 
 completions as (
-    select
-        trace_id, span_id, 'output' as side, regexp_extract(entry.key, '^llm\.choices\.(\d+)\.', 1)::int as n,
+    select trace_id, span_id, 'output' as side, try_cast(split_part(entry.key, '.', 3) as int) as n,
         'assistant' as role, entry.value as text
-    from entries
+    from (select trace_id, span_id, unnest(map_entries(attributes)) as entry from read
+        where oi_kind = 'LLM' and not left_to_genai)
     where regexp_matches(entry.key, '^llm\.choices\.\d+\.completion\.text$')
 ),
 
 streamed as (
-    select trace_id, span_id, unnest(items) as item, generate_subscripts(items, 1) - 1 as n
-    from (
-        select
-            spans.trace_id, spans.span_id,
-            case when value like '[%' and json_valid(value) and value ->> '$[0].object' = 'response'
-                then (value -> '$[0].output')::json[] end as items
-        from (select trace_id, span_id, attributes_str['output.value'] as value from spans_unique) as spans
-        join span_kinds as kinds using (trace_id, span_id)
-        where kinds.span_kind = 'llm' and kinds.convention = 'openinference'
-    )
+    select trace_id, span_id, unnest(from_json(output -> '$[0].output',
+        '[{"type":"VARCHAR","content":[{"text":"VARCHAR"}],"call_id":"VARCHAR","name":"VARCHAR","arguments":"VARCHAR"}]')) as item
+    from read
     anti join (select trace_id, span_id from messages where side = 'output') using (trace_id, span_id)
+    where oi_kind = 'LLM' and value[10] = 'response'
 ),
 
-responses as (
-    select trace_id, span_id
-    from spans_unique
-    where attributes_str['output.value'] like '%"object":"response"%'
-        or attributes_str['output.value'] like '%"object": "response"%'
+together as (
+    select
+        messages.trace_id, messages.span_id, messages.side, messages.n,
+        messages.role,
+        coalesce(messages.content, contents.text, function_result ->> '$.content') as text,
+        calls.tool_calls,
+        coalesce(messages.tool_call_id, function_result ->> '$.call_id') as tool_call_id
+    from messages
+    left join contents using (trace_id, span_id, side, n)
+    left join calls using (trace_id, span_id, side, n)
+
+    union all by name
+
+    select * from completions
+
+    union all by name
+
+    select
+        trace_id, span_id, 'output' as side, 0 as n, 'assistant' as role,
+        array_to_string(list_transform(item.content, lambda c: c.text), '') as text,
+        case when item.type = 'function_call'
+            then [{id: item.call_id, name: item.name, arguments: coalesce(item.arguments, '{}')}] end as tool_calls,
+        null::varchar as tool_call_id
+    from streamed
+    where item.type in ('message', 'function_call')
+),
+
+said as (
+    select
+        trace_id, span_id,
+        list({
+            choice: case when side = 'input' then null when read.value[9] = 'response' then 0 else n end::int,
+            role: role, text: text, tool_calls: tool_calls, tool_call_id: together.tool_call_id, finish_reason: null::varchar
+        } order by side, n, text) as messages
+    from together
+    join read using (trace_id, span_id)
+    group by all
 )
 
 select
-    joined.trace_id, joined.span_id, joined.side, joined.n, 0 as part,
-    case when side = 'input' then null when responses.span_id is null then joined.n else 0 end::int as choice,
-    role, text, tool_calls, tool_call_id, null::varchar as finish_reason
-from joined
-left join responses using (trace_id, span_id)
-
-union all by name
-
-select
-    trace_id, span_id, side, n, 0 as part, n as choice, role, text, [] as tool_calls, null as tool_call_id,
-    null::varchar as finish_reason
-from completions
-
-union all by name
-
-select
-    trace_id, span_id, 'output' as side, n::int as n, 0 as part, 0 as choice, 'assistant' as role,
-    list_aggregate(list_transform((item -> '$.content')::json[], lambda c: coalesce(c ->> '$.text', '')), 'string_agg', '') as text,
-    case when item ->> '$.type' = 'function_call'
-        then [{id: item ->> '$.call_id', name: item ->> '$.name', arguments: coalesce(item ->> '$.arguments', '{}')}]
-        else [] end as tool_calls,
-    null as tool_call_id, null::varchar as finish_reason
-from streamed
-where item ->> '$.type' in ('message', 'function_call')
+    trace_id, span_id,
+    'openinference' as convention,
+    case when dual and left_to_genai then 60 else 90 end as precedence,
+    case
+        when oi_kind = 'LLM' then 'llm'
+        when oi_kind in ('EVALUATOR', 'GUARDRAIL') then 'judge'
+        when oi_kind in ('AGENT', 'TOOL', 'CHAIN') then lower(oi_kind)
+        else 'other'
+    end as span_kind,
+    case when oi_kind = 'AGENT' then coalesce(agent_name, attributes['agent.name'], attributes['graph.node.id'], name) end as agent,
+    -- LangChain says on every span which agent it is for; its own agents have no span of kind agent.
+    case when attributes['metadata'] like '%"lc_agent_name"%' and json_valid(attributes['metadata'])
+        then attributes['metadata'] ->> '$.lc_agent_name' end as for_agent,
+    coalesce(agent_name, attributes['agent.name']) as near_agent,
+    session_id,
+    user_id,
+    null::varchar as rollout_id,
+    null::bigint as attempt,
+    null::varchar as operation,
+    attributes['llm.system'] as provider,
+    coalesce(llm_model_name, invocation ->> '$.model') as model,
+    case when oi_kind = 'LLM' then coalesce(
+        value[1], value[2], value[3], value[4],
+        nullif(regexp_extract(output, 'ChatCompletion\(id=''([^'']+)''', 1), '')
+    ) end as response_id,
+    invocation ->> '$.previous_response_id' as previous_response_id,
+    case when oi_kind = 'LLM' and coalesce(attributes['llm.finish_reason'], value[5]) is not null
+        then [coalesce(attributes['llm.finish_reason'], value[5])] end as finish_reasons,
+    numbers['llm.token_count.prompt'] as prompt_tokens,
+    numbers['llm.token_count.completion'] as completion_tokens,
+    case when invocation is not null then json_object(
+        'temperature', invocation -> '$.temperature', 'top_p', invocation -> '$.top_p', 'top_k', invocation -> '$.top_k',
+        'min_p', invocation -> '$.min_p',
+        'max_tokens', coalesce(invocation -> '$.max_tokens', invocation -> '$.max_completion_tokens', invocation -> '$.max_output_tokens'),
+        'seed', invocation -> '$.seed', 'stop', invocation -> '$.stop', 'n', invocation -> '$.n'
+    ) end::varchar as sampling,
+    -- A schema without a name is that of the parameters alone.
+    case when oi_kind = 'LLM' then list_transform(
+        list_sort(list_transform(
+            list_filter(map_keys(attributes), lambda k: regexp_matches(k, '^llm\.tools\.\d{1,9}\.tool\.json_schema$')),
+            lambda k: split_part(k, '.', 3)::int
+        )),
+        lambda i: case
+            when attributes['llm.tools.' || i || '.tool.name'] is null then attributes['llm.tools.' || i || '.tool.json_schema']
+            when json_valid(attributes['llm.tools.' || i || '.tool.json_schema'])
+                and not json_exists(attributes['llm.tools.' || i || '.tool.json_schema'], '$.function')
+                and not json_exists(attributes['llm.tools.' || i || '.tool.json_schema'], '$.name') then json_object(
+                    'name', attributes['llm.tools.' || i || '.tool.name'],
+                    'description', attributes['llm.tools.' || i || '.tool.description'],
+                    'parameters', attributes['llm.tools.' || i || '.tool.json_schema']::json
+                )::varchar
+            else attributes['llm.tools.' || i || '.tool.json_schema']
+        end
+    ) end as tools,
+    null::varchar as content,
+    false as failed,
+    case when oi_kind = 'TOOL' then coalesce(tool_name, attributes['tool.name']) end as tool_name,
+    case when oi_kind = 'TOOL' then coalesce(tool_call_id, value[6], value[7]) end as tool_call_id,
+    case when oi_kind = 'TOOL' then attributes['input.value'] end as tool_arguments,
+    case when oi_kind = 'TOOL' then coalesce(value[8], output) end as tool_result,
+    said.messages
+from read
+left join said using (trace_id, span_id)

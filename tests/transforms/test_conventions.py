@@ -1,0 +1,86 @@
+"""What holds for every convention alike: its columns, and that no name of a framework is ever looked at."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from captures import CAPTURES, Request, frames, rows, transformed
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from otel_lightning.transforms import steps
+
+README = Path(steps.__file__).parent / "README.md"
+KINDS = {"llm", "agent", "tool", "judge", "chain", "other"}
+# Said by their sender's names themselves, so they follow them: an agent or tool that says no other name has its span's.
+NAMES = {"agent", "name", "service_name"}
+
+
+def nonsense(name: str) -> str:
+    """Another name, the same for the same one."""
+    return "z" + hashlib.sha256(name.encode()).hexdigest()[:8]
+
+
+def rename(request: Request) -> None:
+    """Nothing that a framework calls itself or its spans is left."""
+    if not isinstance(request, ExportTraceServiceRequest):
+        return
+    for resource in request.resource_spans:
+        for attribute in resource.resource.attributes:
+            if attribute.key.startswith(("service.name", "telemetry.")):
+                attribute.value.string_value = nonsense(attribute.value.string_value)
+        for scope in resource.scope_spans:
+            scope.scope.name, scope.scope.version = nonsense(scope.scope.name), "0"
+            for span in scope.spans:
+                span.name = nonsense(span.name)
+
+
+def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Columns in which two rows differ beyond a change of names."""
+    return [
+        column
+        for column, value in one.items()
+        if value != other[column] and not (column in NAMES and value is not None and other[column] == nonsense(value))
+    ]
+
+
+def test_names_of_frameworks_spans_and_services_mean_nothing() -> None:
+    """Every capture, renamed, gives the same calls and tools."""
+    recorded, renamed = transformed(frames()), transformed(frames(change=rename))
+    for table in ("calls", "tools"):
+        query = f"select * from {table} order by trace_id, span_id"
+        before, after = rows(recorded, query), rows(renamed, query)
+        assert [(row["trace_id"], row["span_id"]) for row in before] == [(r["trace_id"], r["span_id"]) for r in after]
+        assert before
+        for one, other in zip(before, after, strict=True):
+            assert differing(one, other) == [], (table, one["span_id"])
+
+
+def test_a_convention_is_one_file_with_the_columns_of_all_others() -> None:
+    """The same columns in the same order, of the same types, as the README lists them."""
+    connection = transformed(frames(CAPTURES[:1]), "spans_unique")
+    shapes = {
+        step.path: [row[:2] for row in connection.execute(f"describe {step.text}").fetchall()]
+        for step in steps.conventions()
+    }
+    first = next(iter(shapes.values()))
+    assert all(shape == first for shape in shapes.values()), {
+        p: set(s) ^ set(first) for p, s in shapes.items() if s != first
+    }
+    listed = README.read_text(encoding="utf-8").split("## Conventions")[1].split("\n## ")[0]
+    for column, _ in first:
+        assert f"`{column}`" in listed, f"transforms/README.md does not say what {column} is"
+
+
+@pytest.mark.parametrize("step", steps.conventions(), ids=lambda step: step.path)
+def test_a_convention_claims_a_span_once(step: steps.Step) -> None:
+    """One row per span, of a known kind; and some capture speaks it."""
+    connection = transformed(frames(), "spans_unique")
+    steps.create(connection, step, {})
+    found = rows(connection, f"select count(*) as n, count(distinct (trace_id, span_id)) as spans from {step.table}")[0]
+    assert found["n"] == found["spans"] > 0
+    kinds = rows(connection, f"select distinct span_kind, convention, precedence is null as unsaid from {step.table}")
+    assert {row["span_kind"] for row in kinds} <= KINDS
+    assert {(row["convention"], row["unsaid"]) for row in kinds} == {(step.table, False)}
