@@ -11,6 +11,7 @@
         config: {credit: {gamma: 0.5}}         # optional, what transform.yaml would say; `now` in unix nanoseconds
         given: {calls: [{trace_id: t, …}]}     # any table upstream; what is not given is made of it by its own file
         expected: [{trace_id: t, step: 0}]     # every row, in any order; only the columns named are compared
+                                               # a given row with `times: 50` stands 50 times, `#` being the count
 
 Rows of `spans` and `events` are bare unless something is said, as the collector writes them, and `attributes` are
 sorted into columns and maps as it would. Lists and mappings stand for JSON where a column is text.
@@ -142,6 +143,15 @@ def _reads(text: str) -> set[str]:
     )
 
 
+def _repeated(rows: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    """Rows with `times: n` so often, with the count in place of each `#` of a text."""
+    for row in rows:
+        times = row.get("times", 1)
+        row = {name: value for name, value in row.items() if name != "times"}
+        for n in range(times):
+            yield {name: value.replace("#", f"{n:02}") if isinstance(value, str) and times > 1 else value for name, value in row.items()}
+
+
 def _as_collected(table: str, row: dict[str, Any], number: int) -> dict[str, Any]:
     if table not in SIGNALS:
         return row
@@ -161,6 +171,12 @@ def _as_collected(table: str, row: dict[str, Any], number: int) -> dict[str, Any
             row.setdefault(column, value)
         else:
             bare[f"attributes_{kind}"][key] = json.dumps(value) if kind == "json" else value
+    whole = {
+        "events": {"time_unix_nano": 0, "name": "", "attributes": "{}", "dropped_attributes_count": 0},
+        "links": {"trace_id": "", "span_id": "", "trace_state": "", "flags": 0, "attributes": "{}", "dropped_attributes_count": 0},
+    }  # fmt: skip
+    for key in whole.keys() & row.keys():
+        row[key] = [whole[key] | item for item in row[key]]
     return bare | row
 
 
@@ -247,7 +263,7 @@ class SqlFile:
     def case(self, case: dict[str, Any]) -> None:
         """Run one case; Mistake with both tables when something is not as said."""
         given = {
-            table: [dict(self.said.get("defaults", {}).get(table, {})) | row for row in rows]
+            table: [dict(self.said.get("defaults", {}).get(table, {})) | row for row in _repeated(rows)]
             for table, rows in case["given"].items()
         }
         bound = parameters(case.get("config"), case.get("now", NOW))

@@ -50,7 +50,7 @@ walk as (
 
 -- A trace that began in another branch than it ended in is part of the prefix of the one where it ended.
 begun as (
-    select nodes.rollout_id, nodes.trace_id, min_by(walk.branch, (nodes.step, nodes.choice)) filter (where nodes.is_main) as branch
+    select nodes.rollout_id, nodes.trace_id, min_by(coalesce(walk.branch, ''), (nodes.step, nodes.choice)) filter (where nodes.is_main) as branch
     from nodes
     join walk using (trace_id, span_id, choice)
     group by nodes.rollout_id, nodes.trace_id
