@@ -71,7 +71,13 @@ CREDIT_TABLES = {
     "scopes": "select * from temp.main.scopes",
     **{name: OFFERED[name] for name in ("calls", "tools", "rollouts")},
 }
-CREDITED = {"trace_id": "varchar", "span_id": "varchar", "choice": "integer", "credit": "double", "reward_ids": "varchar[]"}
+CREDITED = {
+    "trace_id": "varchar",
+    "span_id": "varchar",
+    "choice": "integer",
+    "credit": "double",
+    "reward_ids": "varchar[]",
+}
 # How many rollouts are looked at a second time, alone: what a statement says of them must not change.
 CONTROL_ROLLOUTS = 32
 
@@ -116,7 +122,9 @@ class OwnSql:
         statements = [statement for path in config.rewards.sql for statement in _reward_file(path)]
         sources = {statement.source: statement.file for statement in statements}
         if len(sources) != len(set(config.rewards.sql)):
-            raise ConfigError("rewards.sql: two files have one name, which is what their rewards are known by; rename one")
+            raise ConfigError(
+                "rewards.sql: two files have one name, which is what their rewards are known by; rename one"
+            )
         credit = None
         if config.credit.sql is not None:
             text = _text(Path(config.credit.sql), "credit.sql")
@@ -174,7 +182,9 @@ class OwnSql:
 
     def _populations(self, connection: duckdb.DuckDBPyConnection) -> None:
         try:
-            connection.execute(f"insert into populations select rollout_id, population::varchar from ({_within(self.within)})")
+            connection.execute(
+                f"insert into populations select rollout_id, population::varchar from ({_within(self.within)})"
+            )
         except duckdb.Error as error:
             raise ConfigError(f"credit.within: {first_line(error)}") from None
 
@@ -232,7 +242,12 @@ def _offer(text: str, tables: dict[str, str], *, control: bool) -> str:
 
 
 def _rows(
-    connection: duckdb.DuckDBPyConnection, table: str, text: str, where: str, returned: dict[str, str], tables: dict[str, str]
+    connection: duckdb.DuckDBPyConnection,
+    table: str,
+    text: str,
+    where: str,
+    returned: dict[str, str],
+    tables: dict[str, str],
 ) -> set[str]:
     """`table` is what the user's select returns, cast to what is expected; the names of the columns that it has."""
     connection.execute(
@@ -268,7 +283,9 @@ def _compute(connection: duckdb.DuckDBPyConnection, statement: Statement) -> Non
     if not names & {"value", "label"}:
         raise ConfigError(f"{where}: returns neither value nor label")
     if not names & {"rollout_id", "trace_id", "response_id"}:
-        raise ConfigError(f"{where}: returns no target; return rollout_id, trace_id (with span_id, choice) or response_id")
+        raise ConfigError(
+            f"{where}: returns no target; return rollout_id, trace_id (with span_id, choice) or response_id"
+        )
     for name in ("computed", "computed_control"):
         if "name" not in names:
             connection.execute(f"update {name} set name = $name", {"name": statement.name})
@@ -320,19 +337,23 @@ def _compute(connection: duckdb.DuckDBPyConnection, statement: Statement) -> Non
     )
 
 
-def _same_alone(connection: duckdb.DuckDBPyConnection, where: str, columns: list[str], targets: tuple[str, ...]) -> None:
+def _same_alone(
+    connection: duckdb.DuckDBPyConnection, where: str, columns: list[str], targets: tuple[str, ...]
+) -> None:
     """ConfigError when what a statement says of the control rollouts depends on which others there are."""
     order = ", ".join(columns)
     homes = f"""
         with {HOMES}
         select {order} from computed where coalesce(
-            {'rollout_id, ' if 'rollout_id' in columns else ''}
+            {"rollout_id, " if "rollout_id" in columns else ""}
             (select rollout_id from homes where homes.trace_id = computed.trace_id)
-            {', (select min(rollout_id) from temp.main.calls where calls.response_id = computed.response_id)' if 'response_id' in columns else ''}
+            {", (select min(rollout_id) from temp.main.calls where calls.response_id = computed.response_id)" if "response_id" in columns else ""}
         ) in (select rollout_id from temp.main.control_rollouts) order by all
     """
     together = connection.execute(homes).fetchall()
-    alone = connection.execute(homes.replace("from computed", "from computed_control").replace("computed.", "computed_control.")).fetchall()
+    alone = connection.execute(
+        homes.replace("from computed", "from computed_control").replace("computed.", "computed_control.")
+    ).fetchall()
     if len(together) != len(alone) or not all(map(_alike, together, alone)):
         raise ConfigError(
             f"{where}: what it says of a rollout depends on which others there are; use only rows of the same rollout_id"

@@ -39,7 +39,9 @@ def reduce_pairs(
                 and live_rollouts.revision = old_rollouts.revision
             """
         )
-    of_tasks = "semi join (select rollout_id from live_rollouts semi join changed_tasks using (task_id)) using (rollout_id)"
+    of_tasks = (
+        "semi join (select rollout_id from live_rollouts semi join changed_tasks using (task_id)) using (rollout_id)"
+    )
     for table in READS:
         connection.execute(
             f"create or replace temp table {steps.quoted(table)} as "

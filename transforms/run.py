@@ -336,7 +336,7 @@ def _parameters(config: TransformConfig, now: int, recipe: str) -> dict[str, Any
         "error": config.policy_for.error,
         "timeout": config.policy_for.timeout,
         "truncated": config.policy_for.truncated,
-        "method": config.credit.sql and Path(config.credit.sql).name or config.credit.method,
+        "method": (config.credit.sql and Path(config.credit.sql).name) or config.credit.method,
         "baseline": config.credit.baseline,
         "scale": config.credit.scale,
         "gamma": config.credit.gamma,

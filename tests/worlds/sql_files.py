@@ -149,7 +149,10 @@ def _repeated(rows: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
         times = row.get("times", 1)
         row = {name: value for name, value in row.items() if name != "times"}
         for n in range(times):
-            yield {name: value.replace("#", f"{n:02}") if isinstance(value, str) and times > 1 else value for name, value in row.items()}
+            yield {
+                name: value.replace("#", f"{n:02}") if isinstance(value, str) and times > 1 else value
+                for name, value in row.items()
+            }
 
 
 def _as_collected(table: str, row: dict[str, Any], number: int) -> dict[str, Any]:
@@ -263,7 +266,7 @@ class SqlFile:
     def case(self, case: dict[str, Any]) -> None:
         """Run one case; Mistake with both tables when something is not as said."""
         given = {
-            table: [dict(self.said.get("defaults", {}).get(table, {})) | row for row in _repeated(rows)]
+            table: list(_repeated(dict(self.said.get("defaults", {}).get(table, {})) | row for row in rows))
             for table, rows in case["given"].items()
         }
         bound = parameters(case.get("config"), case.get("now", NOW))
