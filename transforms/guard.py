@@ -19,6 +19,8 @@ from otel_lightning.app.errors import ConfigError
 
 # Table functions that make rows of their arguments alone; every other one reads files or the engine's own state.
 TABLE_FUNCTIONS = {"unnest", "range", "generate_series", "json_each", "json_tree"}
+# What says which tables and columns there are; for people who ask, not for what is computed.
+CATALOG_FUNCTIONS = {"duckdb_tables", "duckdb_views", "duckdb_columns", "duckdb_functions", "duckdb_types"}
 # The same rows must give the same answer, in any session and on any day.
 NOT_A_FUNCTION_OF_ROWS = {
     "age", "currval", "current_database", "current_date", "current_localtime", "current_localtimestamp", "current_query",
@@ -66,7 +68,7 @@ def check_select(
             _check_table(node, where, named, known)
         elif kind == "TABLE_FUNCTION":
             function = str((node.get("function") or {}).get("function_name") or "").lower()
-            if function not in TABLE_FUNCTIONS:
+            if function not in (TABLE_FUNCTIONS if known is not None else TABLE_FUNCTIONS | CATALOG_FUNCTIONS):
                 raise ConfigError(f"{where}: {function}() is not allowed; only tables can be read")
         elif kind == "SHOW_REF" and known is not None:
             raise ConfigError(f"{where}: write a SELECT, not describe, show or summarize")

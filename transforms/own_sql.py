@@ -78,7 +78,7 @@ CREDITED = {
     "credit": "double",
     "reward_ids": "varchar[]",
 }
-# How many rollouts are looked at a second time, alone: what a statement says of them must not change.
+# How many rollouts, at most half of them, are looked at alone as well: what a statement says of them must not change.
 CONTROL_ROLLOUTS = 32
 
 
@@ -209,6 +209,8 @@ def _reward_file(path: str) -> list[Statement]:
     before = text[: marks[0].start()] if marks else text
     if re.sub(r"--.*", "", before).strip():
         raise ConfigError(f"{path}: begin each statement with a line '-- name: what_it_measures'")
+    if not marks:
+        raise ConfigError(f"{path}: holds no statement; write '-- name: …' and a select below it")
     found: list[Statement] = []
     for mark, following in zip(marks, [*marks[1:], None], strict=True):
         name = mark[1]
@@ -216,8 +218,6 @@ def _reward_file(path: str) -> list[Statement]:
             raise ConfigError(f"{path}: statement '{name}' needs a name of its own")
         body = text[mark.end() : following.start() if following else len(text)]
         found.append(Statement(path, source, _sha256(text), name, body))
-    if not found:
-        raise ConfigError(f"{path}: holds no statement; write '-- name: …' and a select below it")
     return found
 
 
@@ -252,7 +252,7 @@ def _rows(
     """`table` is what the user's select returns, cast to what is expected; the names of the columns that it has."""
     connection.execute(
         "create or replace temp table control_rollouts as select rollout_id from rollouts "
-        f"order by sha256(rollout_id) limit {CONTROL_ROLLOUTS:d}"
+        f"order by sha256(rollout_id) limit (select least({CONTROL_ROLLOUTS:d}, (count(*) + 1) // 2) from rollouts)"
     )
     try:
         names = {}

@@ -12,6 +12,7 @@ from otel_lightning.store.manifest import live_files
 from otel_lightning.store.tombstones import read_deleted
 from otel_lightning.transforms import steps
 from otel_lightning.transforms.derived import Manifest, define_deleted, define_live
+from otel_lightning.transforms.guard import lock
 from otel_lightning.transforms.shapes import empty_relation
 
 
@@ -42,9 +43,7 @@ def open_tables(lake: Path, *, threads: int | None = None, locked: bool = False)
         for view in steps.views():
             connection.execute(f"create temp view {steps.quoted(view.table)} as {view.text}")
     if locked:
-        connection.execute(f"set allowed_directories = [{steps.literal(str(home.root.absolute()))}]")
-        connection.execute("set enable_external_access = false")
-        connection.execute("set lock_configuration = true")
+        lock(connection, home.root)
     return connection
 
 
