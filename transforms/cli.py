@@ -33,12 +33,61 @@ def run(*, lake: Path = DEFAULT_LAKE, config: Path | None = None) -> int:
     from otel_lightning.transforms.config import read_config
     from otel_lightning.transforms.run import run_transform
 
-    report = run_transform(lake, read_config(config))
-    what = "everything" if report.full else f"{report.new_files} new files"
-    print(
-        f"run {report.run}: {what}; {report.rollouts} rollouts over {report.traces} traces recomputed "
-        f"in {report.seconds:.1f} s"
-    )
+    print(run_transform(lake, read_config(config)).summary)
+    return 0
+
+
+@app.command
+def watch(*, lake: Path = DEFAULT_LAKE, config: Path | None = None, every: float = 1.0) -> int:
+    """Run whenever something arrived or an episode may be over, until Ctrl-C or SIGTERM.
+
+    Parameters
+    ----------
+    lake
+        Folder of the lake.
+    config
+        YAML with rewards, credit, rollouts, split (see transforms/README.md).
+    every
+        Seconds between two looks; looking costs a list of file names.
+    """
+    from otel_lightning.transforms.config import read_config
+    from otel_lightning.transforms.watch import StatusLine
+    from otel_lightning.transforms.watch import watch as watch_lake
+
+    with StatusLine(lake) as status:
+        runs = watch_lake(lake, read_config(config), say=status.say, poll_s=every)
+    print(f"stopped after {runs} run{'s' if runs != 1 else ''}")
+    return 0
+
+
+@app.command
+def export(
+    folder: Path,
+    *,
+    lake: Path = DEFAULT_LAKE,
+    table: Annotated[list[str] | None, Parameter(negative="")] = None,
+    jsonl: Annotated[bool, Parameter(negative="")] = False,
+    where: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+) -> int:
+    """Write samples (or trajectories, pairs) as a folder that datasets.load_dataset reads, or as JSON lines.
+
+    Parameters
+    ----------
+    folder
+        New folder: one below it for each table and split, and a data card. One that is there is not overwritten.
+    lake
+        Folder of the lake.
+    table
+        samples (default), trajectories or pairs; may be given several times.
+    jsonl
+        JSON lines instead of Parquet.
+    where
+        SQL condition over the columns of the table, e.g. "reward > 0.5 and agent = 'planner'".
+    """
+    from otel_lightning.transforms.export import export as export_tables
+
+    for done in export_tables(lake, folder, tables=table or ["samples"], jsonl=jsonl, where=where):
+        print(f"{done.rows:>9} {done.table}, {done.split}: {folder / done.path}")
     return 0
 
 

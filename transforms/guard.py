@@ -37,11 +37,11 @@ KEYWORDS_THAT_CALL = {
 QUERIES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 
 
-def lock(connection: duckdb.DuckDBPyConnection, folder: Path) -> None:
-    """From here on the connection reaches no file outside `folder`, loads nothing and takes no setting."""
-    from otel_lightning.transforms.steps import literal
+def lock(connection: duckdb.DuckDBPyConnection, *folders: Path) -> None:
+    """From here on the connection reaches no file outside `folders`, loads nothing and takes no setting."""
+    from otel_lightning.transforms.steps import path_list
 
-    connection.execute(f"set allowed_directories = [{literal(str(folder.absolute()))}]")
+    connection.execute(f"set allowed_directories = {path_list([str(folder.absolute()) for folder in folders])}")
     connection.execute("set enable_external_access = false")
     connection.execute("set lock_configuration = true")
 

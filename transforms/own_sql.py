@@ -176,7 +176,7 @@ class OwnSql:
             connection.execute(f"create or replace temp table computed_rewards ({columns})")
             for statement in self.rewards:
                 _compute(connection, statement)
-            _hold(connection)
+            _hold(connection, {statement.source: statement.file for statement in self.rewards})
         elif table == "choices" and self.credit is not None:
             _assign(connection, self.credit)
 
@@ -370,7 +370,7 @@ def _alike(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
     )
 
 
-def _hold(connection: duckdb.DuckDBPyConnection) -> None:
+def _hold(connection: duckdb.DuckDBPyConnection, files: dict[str, str]) -> None:
     """ConfigError when a file gives one target two rewards of a name."""
     twice = connection.execute(
         "select source, list(distinct statement order by statement), name, coalesce(rollout_id, trace_id, response_id) as target "
@@ -379,7 +379,7 @@ def _hold(connection: duckdb.DuckDBPyConnection) -> None:
     ).fetchone()
     if twice:
         raise ConfigError(
-            f"{twice[0]}: statement '{', '.join(twice[1])}': two rows named {literal(twice[2])} for {twice[3]}; return one"
+            f"{files[twice[0]]}: statement '{', '.join(twice[1])}': two rows named {literal(twice[2])} for {twice[3]}; return one"
         )
 
 

@@ -74,6 +74,15 @@ class TransformReport:
     seconds: float
     full: bool
 
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        what = "everything" if self.full else f"{self.new_files} new files"
+        return (
+            f"run {self.run}: {what}; {self.rollouts} rollouts over {self.traces} traces recomputed "
+            f"in {self.seconds:.1f} s"
+        )
+
 
 def run_transform(
     lake: Path, config: TransformConfig, *, now_unix_nano: int | None = None, progress: bool = False

@@ -16,11 +16,13 @@ from otel_lightning.transforms.guard import lock
 from otel_lightning.transforms.shapes import empty_relation
 
 
-def open_tables(lake: Path, *, threads: int | None = None, locked: bool = False) -> duckdb.DuckDBPyConnection:
+def open_tables(
+    lake: Path, *, threads: int | None = None, locked: bool = False, writable: Path | None = None
+) -> duckdb.DuckDBPyConnection:
     """A connection with a view for each table: spans, events, metrics; calls … funnel after the first transform.
 
-    With `locked`, only files under the lake can be read and no setting can be changed: for SQL that a user typed.
-    LightningError when there is no lake.
+    With `locked`, only files under the lake can be read (and under `writable` written) and no setting can be changed: for
+    SQL that a user typed. LightningError when there is no lake.
     """
     home = Lake.existing(lake)
     connection = duckdb.connect()
@@ -43,7 +45,7 @@ def open_tables(lake: Path, *, threads: int | None = None, locked: bool = False)
         for view in steps.views():
             connection.execute(f"create temp view {steps.quoted(view.table)} as {view.text}")
     if locked:
-        lock(connection, home.root)
+        lock(connection, *(folder for folder in (home.root, writable) if folder is not None))
     return connection
 
 

@@ -241,7 +241,7 @@ def test_no_value_is_ever_formatted_into_a_statement(part: str) -> None:
         "prefix", "signal", "condition", "source", "where", "paths", "live", "returns", "baselines", "rollouts", "files", "order", "goes", "rows",
         "before", "query", "columns", "key", "run", "table", "step.text", "view.text", "source if paths else empty_relation(signal)", "threads",
         "config.threads", "now['rollouts']", "now['rewards']", "mention", "bucket.number", "which", "chosen", "limit", "NODE[signal]", "INDEX", "ASKED", "name",
-        "ASKING", "kind", "manifest.run", "int(config.memory_mb * DUCKDB_SHARE)", "len(str(lake.root)) + 2",
+        "ASKING", "kind", "form", "manifest.run", "int(config.memory_mb * DUCKDB_SHARE)", "len(str(lake.root)) + 2",
     }  # fmt: skip
     # The user's own SQL, run locked down: data.where of a training job.
     assert {item for item in found if item.split(": ", 1)[1] not in made} <= {

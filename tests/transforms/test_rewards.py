@@ -53,7 +53,12 @@ class Episodes:
         trace, at = f"{self.count:032x}", lambda letter: letter * 15 + "0"
         chat = {"session.id": session} if session else {}
         self.span(trace, at("e"), None, {"openinference.span.kind": "CHAIN", **chat, **more.get("root", {})})
-        self.span(trace, at("f"), at("e"), {"openinference.span.kind": "AGENT", "agent.name": "helper", **more.get("agent", {})})
+        self.span(
+            trace,
+            at("f"),
+            at("e"),
+            {"openinference.span.kind": "AGENT", "agent.name": "helper", **more.get("agent", {})},
+        )
         for letter, text in (("a", f"{task}?"), ("b", f"{task}!")):
             self.span(
                 trace, at(letter), at("f"), {
@@ -87,17 +92,32 @@ def at(letter: str) -> str:
 def every_form(told: Episodes) -> dict[str, tuple[str, Any]]:
     """Every form once: what it is called, and (kind, span, value or label, why not) of what becomes of it."""
     expected: dict[str, tuple[str, Any]] = {}
-    inline = {f"evaluations.0.evaluation.{key}": value for key, value in (("name", "inline"), ("score", 1), ("annotator_kind", "HUMAN"))}
+    inline = {
+        f"evaluations.0.evaluation.{key}": value
+        for key, value in (("name", "inline"), ("score", 1), ("annotator_kind", "HUMAN"))
+    }
     inline |= {f"annotations.0.annotation.{key}": value for key, value in (("name", "inline"), ("score", 1.0))}
     inline |= {"trace.annotations.0.annotation.name": "of trace", "trace.annotations.0.annotation.score": 0.5}
     inline |= {"session.annotations.0.annotation.name": "of session", "session.annotations.0.annotation.label": "good"}
     one = told.episode(session="chat-1", a=inline)
-    expected |= {"inline": ("call", "a", 1.0, None), "of trace": ("trace", None, 0.5, None), "of session": ("session", None, "good", None)}
+    expected |= {
+        "inline": ("call", "a", 1.0, None),
+        "of trace": ("trace", None, 0.5, None),
+        "of session": ("session", None, "good", None),
+    }
     link = {"links": [{"traceId": one, "spanId": at("f")}]}
-    carried = {"openinference.span.kind": "EVALUATOR", "evaluations.0.evaluation.name": "linked", "evaluations.0.evaluation.score": 2.0}
+    carried = {
+        "openinference.span.kind": "EVALUATOR",
+        "evaluations.0.evaluation.name": "linked",
+        "evaluations.0.evaluation.score": 2.0,
+    }
     told.span("9" * 32, at("1"), None, carried, **link)
     expected["linked"] = ("span", "f", 2.0, None)
-    below = {"openinference.span.kind": "EVALUATOR", "evaluations.0.evaluation.name": "judged", "evaluations.0.evaluation.score": 3.0}
+    below = {
+        "openinference.span.kind": "EVALUATOR",
+        "evaluations.0.evaluation.name": "judged",
+        "evaluations.0.evaluation.score": 3.0,
+    }
     told.span(one, at("1"), at("f"), below)
     told.span(one, at("2"), at("1"), {"openinference.span.kind": "LLM", "llm.input_messages.0.message.role": "user",
                                       "llm.input_messages.0.message.content": "grade", "llm.output_messages.0.message.content": "3"})  # fmt: skip
@@ -187,7 +207,9 @@ def test_every_form_of_a_reward_finds_what_it_is_of(told: tuple[Path, Any], tmp_
         )
     }  # fmt: skip
     assert found == told[1]
-    assert asked(lake, "select unresolved_reason, flags from rewards where name = 'no number'") == [("refused_value", ["refused_value"])]
+    assert asked(lake, "select unresolved_reason, flags from rewards where name = 'no number'") == [
+        ("refused_value", ["refused_value"])
+    ]
     corrections = "select value, superseded_by is null from rewards where name = 'resolved' and rollout_id = format('{:032x}', 7) order by 1"
     assert asked(lake, corrections) == [(0.25, True), (1.0, False)]
 
@@ -199,7 +221,7 @@ def halfway(told: tuple[Path, Any]) -> Iterator[duckdb.DuckDBPyConnection]:
     make_folders(Lake(told[0]))
     with open_tables(told[0]) as lake, _connect(config, OwnSql(), Lake(told[0])) as connection:
         for signal in ("spans", "events"):
-            connection.register("rows", lake.execute(f"select * from {signal}").to_arrow_table())
+            connection.register("rows", lake.sql(f"select * from {signal}").to_arrow_table())
             connection.execute(f"create temp table {signal} as select * from rows")
             connection.unregister("rows")
         _define_prices(connection, config)
@@ -253,7 +275,10 @@ def test_rewards_computed_in_sql_stand_where_they_say_and_go_with_their_text(
     told: tuple[Path, Any], tmp_path: Path
 ) -> None:
     config = PLAIN + PRICES + "credit: {method: step}\n"
-    with_sql = config.replace("rewards: {train: {resolved: 1.0}", "rewards: {train: {spoken: 1.0}, sql: [quick.sql, 'builtin:cost_per_resolved', 'builtin:tokens']")
+    with_sql = config.replace(
+        "rewards: {train: {resolved: 1.0}",
+        "rewards: {train: {spoken: 1.0}, sql: [quick.sql, 'builtin:cost_per_resolved', 'builtin:tokens']",
+    )
     lake, first = derived(told, tmp_path, with_sql, quick=QUICK)
     of_two = "select name, target_kind, target_span_id, target_choice, coalesce(value::varchar, label), source, resolved_by from rewards where rollout_id = format('{:032x}', 2) order by 1, 2"
     cost = (3 * 1000 + 15 * 100) * 2 / 1e6
@@ -270,9 +295,18 @@ def test_rewards_computed_in_sql_stand_where_they_say_and_go_with_their_text(
     # Resolved are numbers 1, 2, 4, 5 (a correction to 0.25) and 7 of eight.
     resolved = asked(lake, "select count(*), min(value), max(value) from rewards where name = 'cost_per_resolved'")
     assert resolved == [(5, cost, cost)]
-    assert asked(lake, "select distinct reward::double from credits where span_id like 'b%' and trace_id <> format('{:032x}', 1)") == [(1.0,)]
-    assert asked(lake, "select distinct version = sha256(t.content) from rewards, (select $$" + QUICK + "$$ as content) as t where source = 'quick.sql'") == [(True,)]
-    assert asked(lake, "select distinct latency_ms, price::double from calls where model = 'm-1' and span_id like 'a%'") == [(10.0, cost / 2)]
+    assert asked(
+        lake, "select distinct reward::double from credits where span_id like 'b%' and trace_id <> format('{:032x}', 1)"
+    ) == [(1.0,)]
+    assert asked(
+        lake,
+        "select distinct version = sha256(t.content) from rewards, (select $$"
+        + QUICK
+        + "$$ as content) as t where source = 'quick.sql'",
+    ) == [(True,)]
+    assert asked(
+        lake, "select distinct latency_ms, price::double from calls where model = 'm-1' and span_id like 'a%'"
+    ) == [(10.0, cost / 2)]
     assert asked(lake, "select count(*) from calls where price is null and model is not null") == [(0,)]
 
     again = derived(told, tmp_path, with_sql, quick=QUICK)[1]
@@ -353,13 +387,22 @@ where rollout_score is not null
 def test_credit_of_the_users_own_is_credit_like_any_other(told: tuple[Path, Any], tmp_path: Path) -> None:
     config = PLAIN + "credit: {sql: mine.sql, baseline: group}\n"
     lake, first = derived(told, tmp_path, config, mine=LATER)
-    rows = asked(lake, "select method, span_id[1], reward::double, round(advantage, 6) from credits where trace_id = format('{:032x}', 3) order by step")
+    rows = asked(
+        lake,
+        "select method, span_id[1], reward::double, round(advantage, 6) from credits where trace_id = format('{:032x}', 3) order by step",
+    )
     assert first.full
     # Episodes 3, 5, 7 and 9 share a task; resolved 1, 1, 0.25 (corrected), 1; q is 0.75 of it.
-    assert rows == [("mine.sql", "a", 0.5, round(0.5 - 0.75 * (1 + 0 + 0.25 + 1) / 4, 6)), ("mine.sql", "b", 1.0, round(1 - 0.75 * (1 + 0 + 0.25 + 1) / 4, 6))]
+    assert rows == [
+        ("mine.sql", "a", 0.5, round(0.5 - 0.75 * (1 + 0 + 0.25 + 1) / 4, 6)),
+        ("mine.sql", "b", 1.0, round(1 - 0.75 * (1 + 0 + 0.25 + 1) / 4, 6)),
+    ]
     changed = derived(told, tmp_path, config, mine=LATER.replace("0.5", "0.25"))[1]
     assert changed.full
-    assert asked(lake, "select reward::double from credits where trace_id = format('{:032x}', 3) order by step") == [(0.25,), (1.0,)]
+    assert asked(lake, "select reward::double from credits where trace_id = format('{:032x}', 3) order by step") == [
+        (0.25,),
+        (1.0,),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -389,7 +432,10 @@ def test_a_mistake_in_credit_sql_costs_one_line(said: Callable[..., str], text: 
         ("credit: {method: step, sql: mine.sql}", "credit.sql takes the place of credit.method"),
         ("credit: {within: service_name}", "credit.within belongs to credit.baseline population"),
         ("credit: {baseline: population, within: 'service_nam'}", "credit.within: Binder Error"),
-        ("credit: {baseline: population, within: '(select max(calls) from rollouts)'}", "neither subqueries nor windows"),
+        (
+            "credit: {baseline: population, within: '(select max(calls) from rollouts)'}",
+            "neither subqueries nor windows",
+        ),
         ("credit: {baseline: population, within: 'count(*) over ()'}", "neither subqueries nor windows"),
         ("credit: {baseline: population, within: '1) from rollouts; drop table rollouts; select (1'}", "credit.within"),
         ("rewards: {sql: 'builtin:latenzy'}", "no reward 'builtin:latenzy'; did you mean builtin:latency?"),
@@ -423,11 +469,18 @@ def test_pairs_are_answers_and_episodes_of_one_task(told: tuple[Path, Any], tmp_
     # Two prompts a task and one pair of episodes; each task has episodes whose reward is at least 0.5 apart.
     assert [(kind, n) for kind, _, n, _ in counts] == [("call", 4), ("call", 4), ("rollout", 2), ("rollout", 2)]
     assert all(margin >= 0.5 for *_, margin in counts)
-    chosen = asked(lake, "select distinct c.reward::double > r.reward::double from pairs join samples c on c.sample_id = chosen_id join samples r on r.sample_id = rejected_id where kind = 'call'")
+    chosen = asked(
+        lake,
+        "select distinct c.reward::double > r.reward::double from pairs join samples c on c.sample_id = chosen_id join samples r on r.sample_id = rejected_id where kind = 'call'",
+    )
     assert chosen == [(True,)]
-    texts = asked(lake, "select prompt_messages, chosen, rejected from pairs where kind = 'call' order by pair_id limit 1")[0]
+    texts = asked(
+        lake, "select prompt_messages, chosen, rejected from pairs where kind = 'call' order by pair_id limit 1"
+    )[0]
     assert '"role":"user"' in texts[0].replace(" ", "") and texts[1] != texts[2]
-    assert asked(lake, "select desirable, count(*) from samples where reward is not null group by all order by all") == [(False, 8), (True, 8)]
+    assert asked(
+        lake, "select desirable, count(*) from samples where reward is not null group by all order by all"
+    ) == [(False, 8), (True, 8)]
 
 
 def test_a_clean_lake_gives_no_signal_and_explain_shows_a_high_one(

@@ -19,6 +19,7 @@ sorted into columns and maps as it would. Lists and mappings stand for JSON wher
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -70,14 +71,6 @@ class World:
         self.connection.execute(f"create temp table {quoted(table)} {definition}")
         self._note(table)
 
-    def _forget(self, table: str) -> None:
-        """Tables and views of one name cannot replace one another."""
-        kinds = self.connection.execute(
-            "select table_type from information_schema.tables where table_name = ?", [table]
-        )
-        for (kind,) in kinds.fetchall():
-            self.connection.execute(f"drop {'view' if kind == 'VIEW' else 'table'} {quoted(table)}")
-
     def add(self, step: Step, parameters: dict[str, Any]) -> None:
         self.needs[step.path] = _reads(step.text) & self.columns.keys()
         create(self.connection, step, parameters)
@@ -110,16 +103,23 @@ class World:
         live = set(given)
         for table in upstream:
             maker = self.makers.get(table)
-            self._forget(table)
             if table not in given and maker is not None and self.needs[maker.path] & live:
+                self._forget(table)
                 create(self.connection, maker, parameters)
                 live.add(table)
                 continue
             definition = ", ".join(f"{quoted(name)} {kind}" for name, kind in self.columns[table].items())
-            self.connection.execute(f"create temp table {quoted(table)} ({definition})")
+            self.declare(table, f"({definition})")
             for number, row in enumerate(given.get(table, ())):
                 self._insert(table, _as_collected(table, row, number))
+        self._forget(step.table)
         create(self.connection, step, parameters)
+
+    def _forget(self, table: str) -> None:
+        """A step is a table or a view, and neither replaces the other."""
+        for kind in ("table", "view"):
+            with contextlib.suppress(duckdb.CatalogException):
+                self.connection.execute(f"drop {kind} if exists {quoted(table)}")
 
     def _insert(self, table: str, row: dict[str, Any]) -> None:
         types = self.columns[table]

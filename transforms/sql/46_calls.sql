@@ -41,8 +41,15 @@ select
     facts.merged_span_ids,
     facts.first_user, facts.captured, facts.task_id, facts.group_id, facts.split,
     list_contains(facts.finish_reasons, 'length') as truncated,
-    list_concat(facts.flags, case when steps.clock_suspect then ['clock_suspect'] else [] end) as flags
-from call_facts as facts
+    list_concat(facts.flags, case when steps.clock_suspect or impossible then ['clock_suspect'] else [] end) as flags
+from (
+    -- Backwards, or outside of 2000 to 2099.
+    select
+        *,
+        end_unix_nano < start_unix_nano or (start_unix_nano > 0 and start_unix_nano < 946684800000000000)
+            or greatest(start_unix_nano, end_unix_nano) >= 4102444800000000000 as impossible
+    from call_facts
+) as facts
 left join call_steps as steps using (trace_id, span_id)
 left join lineage using (trace_id, span_id)
 left join priced on priced.model = facts.model

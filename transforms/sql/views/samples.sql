@@ -8,7 +8,7 @@ lengths as (
 )
 
 select
-    credits.*,
+    credits.* exclude (revision),
     sha256(to_json([credits.trace_id, credits.span_id, credits.choice::varchar])) as sample_id,
     calls.revision,
     calls.prompt_messages,
