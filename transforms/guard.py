@@ -80,6 +80,20 @@ def check_select(
             raise ConfigError(f"{where}: neither subqueries nor windows; the expression sees one row at a time")
 
 
+def check_expression(
+    connection: duckdb.DuckDBPyConnection, text: str, where: str, table: str, *, row_by_row: bool = False
+) -> None:
+    """ConfigError in one line, beginning with `where`, unless `text` is one harmless expression over a row of `table`."""
+    from otel_lightning.transforms.steps import quoted
+
+    query = f"select (\n{text}\n) as expression from {quoted(table)}"
+    check_select(connection, query, where, {table} if row_by_row else None, row_by_row=row_by_row)
+    node = _parse(connection, query, where)["statements"][0]["node"]
+    # What closes our parenthesis and opens one of its own would be more than an expression.
+    if node["type"] != "SELECT_NODE" or [item.get("alias") for item in node["select_list"]] != ["expression"]:
+        raise ConfigError(f"{where}: write one expression, e.g. reward > 0.5")
+
+
 def _parse(connection: duckdb.DuckDBPyConnection, text: str, where: str) -> Any:
     try:
         statements = connection.extract_statements(text)

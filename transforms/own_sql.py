@@ -23,7 +23,7 @@ import duckdb
 from otel_lightning.app.config import nearest
 from otel_lightning.app.errors import ConfigError
 from otel_lightning.transforms.config import BUILTIN, TransformConfig
-from otel_lightning.transforms.guard import check_select, first_line
+from otel_lightning.transforms.guard import check_expression, check_select, first_line
 from otel_lightning.transforms.steps import SQL, literal
 
 NAMED = re.compile(r"^--\s*name:\s*(.*?)\s*$", re.MULTILINE)
@@ -163,7 +163,7 @@ class OwnSql:
         if self.credit is not None:
             check_select(connection, self.credit.text, self.credit.file, CREDIT_TABLES)
         if self.within is not None:
-            check_select(connection, _within(self.within), "credit.within", {"rollouts"}, row_by_row=True)
+            check_expression(connection, self.within, "credit.within", "rollouts", row_by_row=True)
 
     def after(self, connection: duckdb.DuckDBPyConnection, table: str) -> None:
         """Run what belongs behind the step that made `table`."""
