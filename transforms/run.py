@@ -120,6 +120,8 @@ def _run(
     now: int,
     began: float,
     telling: Telling,
+    *,
+    everything: bool = False,
 ) -> TransformReport:
     previous = Manifest.read(lake)
     config_sha = _identity(config, own)
@@ -128,7 +130,13 @@ def _run(
     define_deleted(connection, deleted.traces)
     purges = previous is not None and previous.deleted != (deleted.sha256 if deleted else "")
     # What was deleted may have been anywhere, in rollouts with other traces and in baselines: begin from the raw rows.
-    full = previous is None or previous.sql_sha256 != sql_sha or previous.config_sha256 != config_sha or purges
+    full = (
+        everything
+        or previous is None
+        or previous.sql_sha256 != sql_sha
+        or previous.config_sha256 != config_sha
+        or purges
+    )
     run = (previous.run if previous else 0) + 1
     if full or previous is None:
         base, known, key_files = None, set[str](), list[str]()
@@ -149,7 +157,10 @@ def _run(
     telling.begin("index", sum(map(len, new.values())))
     key_files += touched.index_files(connection, lake, new, run)
     touched.define_keys(connection, lake, key_files, inputs)
-    reward = _define_rewards(connection, config, lake, inputs["events"])
+    reward = _define_rewards(connection, config, own, lake, new)
+    if base is not None and reward != base.reward:
+        # What counts without being configured depends on which names there are: a new one may change all credit.
+        return _run(connection, lake, config, own, now, began, telling, everything=True)
     _define_prices(connection, config)
     recipe = _recipe(config, own, reward)
     parameters = _parameters(config, now, recipe)
@@ -253,12 +264,13 @@ def _define_prices(connection: duckdb.DuckDBPyConnection, config: TransformConfi
 
 
 def _define_rewards(
-    connection: duckdb.DuckDBPyConnection, config: TransformConfig, lake: Lake, event_files: list[str]
+    connection: duckdb.DuckDBPyConnection, config: TransformConfig, own: OwnSql, lake: Lake, new: dict[str, list[str]]
 ) -> dict[str, Any]:
     """`reward_names` and `reward_labels` from the configuration, or from the names in the lake when it has none."""
     weights = dict(config.rewards.train)
     if not weights:
-        weights = {name: 1.0 for name in _only_reward_name(connection, lake, event_files)}
+        known = {*own.names, *config.rewards.attributes}
+        weights = {name: 1.0 for name in _only_reward_name(connection, lake, new, known)}
     outcome = config.rewards.outcome or (next(iter(weights)) if len(weights) == 1 else None)
     connection.execute(
         "create or replace temp table reward_names (name varchar, weight double, combine varchar, is_outcome boolean)"
@@ -283,19 +295,17 @@ def _define_rewards(
     return {"train": weights, "outcome": outcome}
 
 
-def _only_reward_name(connection: duckdb.DuckDBPyConnection, lake: Lake, event_files: list[str]) -> list[str]:
+def _only_reward_name(
+    connection: duckdb.DuckDBPyConnection, lake: Lake, new: dict[str, list[str]], known: set[str]
+) -> list[str]:
     """The name that counts when none is configured: `reward`, else `primary`, else the only one there is."""
-    names: set[str] = set()
-    if event_files:
-        source = steps.path_list([str(lake.root / path) for path in event_files])
-        names = {
-            row[0]
-            for row in connection.execute(
-                f"select distinct attributes_str['gen_ai.evaluation.name'] from read_parquet({source}, "
-                "hive_partitioning = false, union_by_name = true) where event_name = 'gen_ai.evaluation.result' "
-                "and attributes_str['gen_ai.evaluation.name'] is not null"
-            ).fetchall()
-        }
+    names = set(known)
+    for signal in ("spans", "events"):
+        query = touched.raw_rows(lake, signal, new.get(signal, []))
+        connection.execute(f"create or replace temp view {signal} as {query}")
+    steps.create(connection, steps.keys("names"), {})
+    names |= {row[0] for row in connection.execute("select name from new_keys").fetchall()}
+    connection.execute("drop view spans; drop view events; drop table new_keys")
     names |= {
         row[0] for row in connection.execute("select distinct name from old_rewards where name is not null").fetchall()
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import time
@@ -225,7 +226,7 @@ def halfway(told: tuple[Path, Any]) -> Iterator[duckdb.DuckDBPyConnection]:
             connection.execute(f"create temp table {signal} as select * from rows")
             connection.unregister("rows")
         _define_prices(connection, config)
-        _define_rewards(connection, config, Lake(told[0]), [])
+        _define_rewards(connection, config, OwnSql(), Lake(told[0]), {})
         for step in steps.steps("broadcast"):
             steps.create(connection, step, _parameters(config, NOW, "recipe"))
             OwnSql().after(connection, step.table)
@@ -493,3 +494,39 @@ def test_a_clean_lake_gives_no_signal_and_explain_shows_a_high_one(
     done = script("lightning-transform", "sql", "select * from pairs", "--lake", str(lake))
     assert done.returncode == 0
     assert "signals" in explain(lake, as_json=True)
+
+
+def test_without_configuration_a_name_that_comes_later_changes_all_credit(otlp: Otlp, tmp_path: Path) -> None:
+    lake, config = tmp_path / "lake", TransformConfig.model_validate({"settle_s": 1})
+    story = Episodes(otlp)
+    lightning = {"agentlightning.reward.0.name": "primary", "agentlightning.reward.0.value": 0.25}
+    first, second = story.episode(root=lightning), story.episode(root=lightning)
+    otlp.send(story.spans)
+    otlp.flush()
+    run_transform(lake, config, now_unix_nano=NOW)
+    assert asked(lake, "select distinct reward::double from credits") == [(0.25,)]
+    story.record(1.0, trace=first)
+    otlp.send(records=story.records)
+    otlp.flush()
+    assert run_transform(lake, config, now_unix_nano=NOW).full
+    credit = "select distinct trace_id, reward::double, recipe from credits order by 1"
+    stepwise = asked(lake, credit)
+    assert [row[:2] for row in stepwise] == [(first, 1.0), (second, None)]
+    shutil.rmtree(lake / "derived")
+    run_transform(lake, config, now_unix_nano=NOW)
+    assert asked(lake, credit) == stepwise
+
+
+def test_the_examples_in_the_readme_run(halfway: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "transforms" / "README.md").read_text()
+    rewards, credit = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "rewards.sql").write_text(rewards)
+    (tmp_path / "credit.sql").write_text(credit)
+    config = {"rewards": {"sql": str(tmp_path / "rewards.sql")}, "credit": str(tmp_path / "credit.sql")}
+    own = OwnSql.read(TransformConfig.model_validate(config))
+    own.check(halfway)
+    own.after(halfway, "sent_rewards")
+    own.after(halfway, "choices")
+    names = halfway.execute("select name, count(*) > 0 from computed_rewards group by all order by all").fetchall()
+    assert names == [("polite", True), ("quick", True)]
+    assert halfway.execute("select count(*) from assigned where credit is not null").fetchone() == (16,)
