@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -162,7 +163,7 @@ def every_form(told: Episodes) -> dict[str, tuple[str, Any]]:
 
 @pytest.fixture(scope="module")
 def told(start_for_module: Starter, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """A lake in which every form was sent once, and eight resolved or unresolved episodes of one task beside it."""
+    """A lake in which every form was sent once, and eight resolved or unresolved episodes of two tasks beside it."""
     lake = tmp_path_factory.mktemp("rewards") / "lake"
     collector = start_for_module(
         "lightning-collect", "--lake", str(lake), "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"
@@ -175,6 +176,9 @@ def told(start_for_module: Starter, tmp_path_factory: pytest.TempPathFactory) ->
         if number == 5:  # the correction of an opinion, and its resend
             story.record(0.25, name="resolved", trace=trace, span=at("e"))
             story.records.append(story.records[-1])
+    story.record(1.0, name="resolved", trace=f"{1:032x}", span=at("e"))
+    for _ in range(2):  # nobody ever said how these went
+        story.episode(task="other")
     story.otlp.send(story.spans, story.records)
     story.otlp.flush()
     yield lake, expected
@@ -293,9 +297,9 @@ def test_rewards_computed_in_sql_stand_where_they_say_and_go_with_their_text(
         ("spoken", "trace", None, None, "2.0", "quick.sql", "computed"),
         ("worded", "call", at("a"), 0, "long", "quick.sql", "computed"),
     ]
-    # Resolved are numbers 1, 2, 4, 5 (a correction to 0.25) and 7 of eight.
+    # Resolved are the first and numbers 1, 2, 4, 5 (corrected to 0.25) and 7 of eight.
     resolved = asked(lake, "select count(*), min(value), max(value) from rewards where name = 'cost_per_resolved'")
-    assert resolved == [(5, cost, cost)]
+    assert resolved == [(6, cost, cost)]
     assert asked(
         lake, "select distinct reward::double from credits where span_id like 'b%' and trace_id <> format('{:032x}', 1)"
     ) == [(1.0,)]
@@ -327,7 +331,7 @@ def test_rewards_computed_in_sql_stand_where_they_say_and_go_with_their_text(
         ("select rollout_id, 1 as wert from rollouts", "statement 'x': unknown column 'wert'; columns are name, value"),
         ("select 1 as value from rollouts", "statement 'x': returns no target; return rollout_id"),
         ("select rollout_id from rollouts", "statement 'x': returns neither value nor label"),
-        ("select null as rollout_id, 1 as value from rollouts", "statement 'x': a row has no target (9 rows)"),
+        ("select null as rollout_id, 1 as value from rollouts", "statement 'x': a row has no target (11 rows)"),
         ("select rollout_id, trace_ids[1] as trace_id, 1 as value from rollouts", "a row has several targets"),
         ("select 'nobody' as rollout_id, 1 as value", "statement 'x': its target is not in any rollout: rollout nobody"),
         ("select trace_id, 'gone' as span_id, 1 as value from spans", "its target is not in any rollout: trace 00000000000000000000000000000001 span gone"),
@@ -458,10 +462,10 @@ def test_a_configuration_that_makes_no_sense_is_one_line(
 def test_a_population_is_what_an_expression_says(told: tuple[Path, Any], tmp_path: Path) -> None:
     config = PLAIN + "credit: {baseline: population, within: \"service_name || '/' || (calls > 0)\"}\n"
     lake, _ = derived(told, tmp_path, config)
-    assert asked(lake, "select key, n from baselines where kind = 'population'") == [("test/true", 8)]
-    # Sum of q over the eight is 0 + 1 + 1 + 0 + 1 + 0.25 + 0 + 1; against the mean of the seven others.
+    assert asked(lake, "select key, n from baselines where kind = 'population'") == [("test/true", 9)]
+    # Sum of q over the nine is 1 + 0 + 1 + 1 + 0 + 1 + 0.25 + 0 + 1; against the mean of the eight others.
     advantage = "select round(advantage, 9) from credits where trace_id = format('{:032x}', 3) and step = 0"
-    assert asked(lake, advantage) == [(round(1 - 3.25 / 7, 9),)]
+    assert asked(lake, advantage) == [(round(1 - 4.25 / 8, 9),)]
 
 
 def test_pairs_are_answers_and_episodes_of_one_task(told: tuple[Path, Any], tmp_path: Path) -> None:
@@ -481,7 +485,7 @@ def test_pairs_are_answers_and_episodes_of_one_task(told: tuple[Path, Any], tmp_
     assert '"role":"user"' in texts[0].replace(" ", "") and texts[1] != texts[2]
     assert asked(
         lake, "select desirable, count(*) from samples where reward is not null group by all order by all"
-    ) == [(False, 8), (True, 8)]
+    ) == [(False, 8), (True, 10)]
 
 
 def test_a_clean_lake_gives_no_signal_and_explain_shows_a_high_one(
@@ -490,10 +494,14 @@ def test_a_clean_lake_gives_no_signal_and_explain_shows_a_high_one(
     lake, _ = derived(told, tmp_path, PLAIN)
     assert asked(lake, "select * from signals") == []
     derived(told, tmp_path, "rewards: {train: {nobody: 1.0}}\nsettle_s: 1\n")
-    assert asked(lake, "select signal, severity, subject from signals") == []  # nine episodes are too few to say
-    done = script("lightning-transform", "sql", "select * from pairs", "--lake", str(lake))
-    assert done.returncode == 0
-    assert "signals" in explain(lake, as_json=True)
+    assert asked(lake, "select signal, severity, subject, value from signals") == [
+        ("missing_rewards", "high", "test", 1.0)
+    ]
+    shown = script("lightning-transform", "explain", "--lake", str(lake)).stdout
+    assert "missing_rewards (high): test: 11 of 11 episodes have no reward that counts" in shown
+    assert json.loads(explain(lake, as_json=True))["signals"][0]["threshold"] == 0.5
+    done = script("lightning-transform", "sql", "select * from pairs", "--lake", str(lake), "--json")
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_without_configuration_a_name_that_comes_later_changes_all_credit(otlp: Otlp, tmp_path: Path) -> None:
@@ -529,4 +537,4 @@ def test_the_examples_in_the_readme_run(halfway: duckdb.DuckDBPyConnection, tmp_
     own.after(halfway, "choices")
     names = halfway.execute("select name, count(*) > 0 from computed_rewards group by all order by all").fetchall()
     assert names == [("polite", True), ("quick", True)]
-    assert halfway.execute("select count(*) from assigned where credit is not null").fetchone() == (16,)
+    assert halfway.execute("select count(*) from assigned where credit is not null").fetchone() == (18,)
