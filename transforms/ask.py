@@ -14,6 +14,7 @@ import duckdb
 
 from otel_lightning.app.errors import LightningError
 from otel_lightning.app.printable import cell, printable
+from otel_lightning.transforms.guard import check_select, first_line
 from otel_lightning.transforms.tables import open_tables
 
 Form = Literal["table", "json", "csv"]
@@ -29,15 +30,13 @@ def ask(lake: Path, query: str, form: Form) -> None:
         try:
             _ask(lake, query, form)
         except duckdb.Error as error:
-            raise LightningError(f"the query was not answered: {_first_line(error)}") from None
+            raise LightningError(f"the query was not answered: {first_line(error)}") from None
 
 
 def _ask(lake: Path, query: str, form: Form) -> None:
     with open_tables(lake, locked=True) as connection:
         try:
-            statements = connection.extract_statements(query)
-            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-                raise LightningError("only one SELECT is answered; nothing can be changed here")
+            check_select(connection, query, "the query", None)
             result = connection.execute(query)
             names = [column[0] for column in result.description or []]
             if form == "table":
@@ -55,7 +54,7 @@ def _ask(lake: Path, query: str, form: Form) -> None:
         except duckdb.IOException:
             raise
         except duckdb.Error as error:
-            raise LightningError(f"the query was not answered: {_first_line(error)}") from None
+            raise LightningError(f"the query was not answered: {first_line(error)}") from None
 
 
 def _table(names: list[str], rows: list[tuple[Any, ...]]) -> None:
@@ -85,9 +84,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, datetime.date | datetime.datetime):
         return value.isoformat()
     return str(value)
-
-
-def _first_line(error: duckdb.Error) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    hint = next((line for line in lines if line.startswith(("Candidate", "Did you mean"))), "")
-    return f"{lines[0]} {hint}".strip()
