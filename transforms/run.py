@@ -28,7 +28,7 @@ from otel_lightning.store.fs import RealDisk
 from otel_lightning.store.lake import Lake
 from otel_lightning.store.manifest import live_files, read_entries, sources
 from otel_lightning.store.tombstones import read_deleted
-from otel_lightning.transforms import buckets, late, steps, touched
+from otel_lightning.transforms import buckets, compaction, late, steps, touched
 from otel_lightning.transforms.buckets import Bucket
 from otel_lightning.transforms.config import TransformConfig
 from otel_lightning.transforms.derived import (
@@ -201,6 +201,8 @@ def _run(
         touched.note_causes(connection)
         touched.grow(connection)
 
+    telling.begin("merging", 1)
+    compaction.merge_files(connection, lake, manifest)
     manifest.touched_rollouts = rollouts
     manifest.deleted = previous.deleted if previous is not None else ""
     manifest.write(lake)
@@ -210,6 +212,7 @@ def _run(
             purge(connection, lake, manifest, deleted.traces)
         manifest.deleted = deleted.sha256
         manifest.write(lake)
+    compaction.remove_unnamed(lake)
     return TransformReport(
         run=run,
         manifest=lake.derived / "manifest.json",
