@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,9 @@ from otel_lightning.transforms.derived import (
     purge,
     write_parquet,
 )
+from otel_lightning.transforms.guard import lock
+from otel_lightning.transforms.own_sql import OwnSql
+from otel_lightning.transforms.preferences import reduce_pairs
 from otel_lightning.transforms.telling import Telling
 from otel_lightning.transforms.touched import count as _count
 
@@ -93,28 +97,33 @@ def run_transform(
     home = Lake.existing(lake)
     make_folders(home)
     now = time.time_ns() if now_unix_nano is None else now_unix_nano
+    own = OwnSql.read(config)
     with _only_run(home), Telling(progress) as telling:
         for _ in range(READ_ATTEMPTS - 1):
             files = _live(home)
             try:
-                with _connect(config, home) as connection:
-                    return _run(connection, home, config, now, began, telling)
+                with _connect(config, own, home) as connection:
+                    return _run(connection, home, config, own, now, began, telling)
             except (duckdb.Error, LightningError):
                 # A file that a deletion, or a compaction whose grace is over, took away: begin again with what is live.
                 if _live(home) == files:
                     raise
-        with _connect(config, home) as connection:
-            return _run(connection, home, config, now, began, telling)
+        with _connect(config, own, home) as connection:
+            return _run(connection, home, config, own, now, began, telling)
 
 
 def _run(
-    connection: duckdb.DuckDBPyConnection, lake: Lake, config: TransformConfig, now: int, began: float, telling: Telling
+    connection: duckdb.DuckDBPyConnection,
+    lake: Lake,
+    config: TransformConfig,
+    own: OwnSql,
+    now: int,
+    began: float,
+    telling: Telling,
 ) -> TransformReport:
     previous = Manifest.read(lake)
-    config_sha = hashlib.sha256(
-        config.model_dump_json(exclude={"threads", "memory_mb", "buckets"}).encode()
-    ).hexdigest()
-    sql_sha = steps.sql_sha256(config.credit.method)
+    config_sha = _identity(config, own)
+    sql_sha = steps.sql_sha256(own.method(config))
     deleted = read_deleted(lake)
     define_deleted(connection, deleted.traces)
     purges = previous is not None and previous.deleted != (deleted.sha256 if deleted else "")
@@ -141,7 +150,8 @@ def _run(
     key_files += touched.index_files(connection, lake, new, run)
     touched.define_keys(connection, lake, key_files, inputs)
     reward = _define_rewards(connection, config, lake, inputs["events"])
-    recipe = _recipe(config, reward)
+    _define_prices(connection, config)
+    recipe = _recipe(config, own, reward)
     parameters = _parameters(config, now, recipe)
     _find_touched(connection, lake, fresh, base is None)
 
@@ -162,8 +172,8 @@ def _run(
         _begin_store(connection, lake, manifest, base)
         planned = buckets.plan(connection, lake, _scratch(lake), config.memory_mb, config.buckets)
         for bucket in planned or ([Bucket(0, [], None, None)] if base is None else []):
-            rollouts += _work(connection, lake, manifest, bucket, config, parameters, telling)
-        _end_store(connection, lake, manifest, base)
+            rollouts += _work(connection, lake, manifest, bucket, config, own, parameters, telling)
+        _end_store(connection, lake, manifest, base, parameters)
         key_files += touched.note_found(connection, lake, run)
         manifest.files["keys"] = key_files
         if not _count(connection, "select count(*) from touched"):
@@ -203,18 +213,20 @@ def _work(
     manifest: Manifest,
     bucket: Bucket,
     config: TransformConfig,
+    own: OwnSql,
     parameters: dict[str, Any],
     telling: Telling,
 ) -> int:
     """Every step over one bucket, its rows appended; how many rollouts it held."""
-    method = config.credit.method
-    given_back = steps.last_uses(method, KEPT)
+    method = own.method(config)
+    given_back = steps.last_uses(method, (*KEPT, *own.reads))
     buckets.load(connection, lake, bucket)
     todo = steps.steps(method)
     telling.begin(f"bucket {bucket.number}", len(todo), _count(connection, "select count(*) from spans"))
     for step in todo:
         telling.step(step.path)
         steps.create(connection, step, parameters)
+        own.after(connection, step.table)
         for table in given_back.get(step.path, ()):
             connection.execute(f"drop table {steps.quoted(table)}")
     telling.step("writing")
@@ -223,6 +235,21 @@ def _work(
     steps.create(connection, found, parameters)
     connection.execute("insert into found_keys select node, kind, key from new_keys")
     return _count(connection, "select count(*) from rollouts")
+
+
+def _define_prices(connection: duckdb.DuckDBPyConnection, config: TransformConfig) -> None:
+    """`prices` per million tokens; a name that ends in * is for every model whose name begins so."""
+    connection.execute(
+        "create or replace temp table prices (model varchar, starts boolean, input decimal(18, 9), output decimal(18, 9))"
+    )
+    for name, price in sorted(config.prices.items()):
+        connection.execute(
+            "insert into prices values ($model, $starts, $input, $output)",
+            {
+                "model": name.removesuffix("*"), "starts": name.endswith("*"),
+                "input": Decimal(repr(price.input)), "output": Decimal(repr(price.output)),
+            },
+        )  # fmt: skip
 
 
 def _define_rewards(
@@ -284,10 +311,19 @@ def _only_reward_name(connection: duckdb.DuckDBPyConnection, lake: Lake, event_f
     return sorted(names) or ["reward"]
 
 
-def _recipe(config: TransformConfig, reward: dict[str, Any]) -> str:
+def _identity(config: TransformConfig, own: OwnSql) -> str:
+    """What a configuration means, wherever its files lie and however it is worked on."""
+    how = {"threads": True, "memory_mb": True, "buckets": True, "rewards": {"sql"}, "credit": {"sql", "within"}}
+    said = config.model_dump(mode="json", exclude=how)
+    return hashlib.sha256(json.dumps([said, own.identity], sort_keys=True).encode()).hexdigest()
+
+
+def _recipe(config: TransformConfig, own: OwnSql, reward: dict[str, Any]) -> str:
     """Identity of how rewards became credits; different recipes never meet."""
     parts = {
-        "credit": config.credit.model_dump(mode="json"),
+        "credit": config.credit.model_dump(mode="json", exclude={"sql", "within"}),
+        "sql": own.identity,
+        "match": config.rewards.match,
         "reward": reward,
         "labels": config.rewards.labels,
         "combine": config.rewards.combine,
@@ -309,11 +345,15 @@ def _parameters(config: TransformConfig, now: int, recipe: str) -> dict[str, Any
         "error": config.policy_for.error,
         "timeout": config.policy_for.timeout,
         "truncated": config.policy_for.truncated,
-        "method": config.credit.method,
+        "method": (config.credit.sql and Path(config.credit.sql).name) or config.credit.method,
         "baseline": config.credit.baseline,
         "scale": config.credit.scale,
         "gamma": config.credit.gamma,
         "reward_attributes": list(config.rewards.attributes),
+        "match": config.rewards.match,
+        "kto_threshold": config.kto.threshold,
+        "min_margin": config.pairs.min_margin,
+        "k": config.pairs.k,
     }
 
 
@@ -345,7 +385,13 @@ def _store(connection: duckdb.DuckDBPyConnection, lake: Lake, manifest: Manifest
     connection.execute("insert into new_rewards select distinct 'reward:' || reward_id from rewards")
 
 
-def _end_store(connection: duckdb.DuckDBPyConnection, lake: Lake, manifest: Manifest, base: Manifest | None) -> None:
+def _end_store(
+    connection: duckdb.DuckDBPyConnection,
+    lake: Lake,
+    manifest: Manifest,
+    base: Manifest | None,
+    parameters: dict[str, Any],
+) -> None:
     """List what this run recomputed and what is gone; reduce baselines over all that is live then."""
     query = f"select distinct table_name, key, {manifest.run}::integer as run, false as gone from new_live"
     manifest.files["live"] = []
@@ -378,6 +424,7 @@ def _end_store(connection: duckdb.DuckDBPyConnection, lake: Lake, manifest: Mani
         )
     )
     _reduce_baselines(connection, lake, manifest)
+    manifest.files["pairs"] = [reduce_pairs(connection, lake, manifest, base, parameters)]
 
 
 def _run_folder(lake: Lake, table: str, run: int) -> Path:
@@ -426,7 +473,7 @@ def _only_run(lake: Lake) -> Iterator[None]:
 
 
 @contextmanager
-def _connect(config: TransformConfig, lake: Lake) -> Iterator[duckdb.DuckDBPyConnection]:
+def _connect(config: TransformConfig, own: OwnSql, lake: Lake) -> Iterator[duckdb.DuckDBPyConnection]:
     scratch = _scratch(lake)
     shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed: nobody else works here
     scratch.mkdir()
@@ -437,6 +484,8 @@ def _connect(config: TransformConfig, lake: Lake) -> Iterator[duckdb.DuckDBPyCon
         connection.execute("set preserve_insertion_order = false")
         if config.threads is not None:
             connection.execute(f"set threads = {config.threads:d}")
+        lock(connection, lake.root)  # the user's SQL runs in it too
+        own.check(connection)
         yield connection
     finally:
         connection.close()
