@@ -43,8 +43,16 @@ def trace_lines(connection: duckdb.DuckDBPyConnection, trace_id: str) -> Iterato
     """The lines of one trace: its rollouts, the rewards of the whole, its spans."""
     yield f"trace {trace_id}"
     rollouts = connection.execute(
-        "select rollout_id, keyed_by, complete, status, split, task_id, flags, returns.reward, returns.dropped "
-        "from rollouts left join returns using (rollout_id) where list_contains(trace_ids, $trace) order by rollout_id",
+        """
+        select rollouts.rollout_id, keyed_by, rollouts.complete, status, split, rollouts.task_id, flags, worth.reward, worth.dropped
+        from rollouts
+        left join (
+            -- One of them for each agent under method agent; the rollout's own reward is the same in all.
+            select rollout_id, max(reward) as reward, max(dropped) as dropped from returns group by rollout_id
+        ) as worth on worth.rollout_id = rollouts.rollout_id
+        where list_contains(trace_ids, $trace)
+        order by rollouts.rollout_id
+        """,
         {"trace": trace_id},
     ).fetchall()
     for rollout_id, keyed_by, complete, status, split, task_id, flags, reward, dropped in rollouts:
