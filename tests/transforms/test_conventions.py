@@ -37,6 +37,18 @@ def rename(request: Request) -> None:
                 span.name = nonsense(span.name)
 
 
+def cut(request: Request) -> None:
+    """Every string cut as OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT=64 would: what was JSON is none any more."""
+    if isinstance(request, ExportTraceServiceRequest):
+        things = [span for r in request.resource_spans for scope in r.scope_spans for span in scope.spans]
+    else:
+        things = [record for r in request.resource_logs for scope in r.scope_logs for record in scope.log_records]
+    for thing in things:
+        for attribute in thing.attributes:
+            if attribute.value.WhichOneof("value") == "string_value":
+                attribute.value.string_value = attribute.value.string_value[:64]
+
+
 def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Columns in which two rows differ beyond a change of names."""
     return [
@@ -56,6 +68,24 @@ def test_names_of_frameworks_spans_and_services_mean_nothing() -> None:
         assert before
         for one, other in zip(before, after, strict=True):
             assert differing(one, other) == [], (table, one["span_id"])
+
+
+def test_messages_cut_by_a_length_limit_keep_the_call_and_are_not_trained() -> None:
+    """No string breaks a batch, whatever it was meant to be; a call whose messages are no JSON any more says why."""
+    whole, short = transformed(frames()), transformed(frames(change=cut))
+    query = "select trace_id, span_id from calls order by all"
+    assert rows(whole, query) == rows(short, query)
+    lost = rows(
+        short,
+        """
+        select calls.span_id, untrainable_reason
+        from calls
+        join spans_unique using (trace_id, span_id)
+        where convention = 'genai' and len(attributes_str['gen_ai.input.messages']) = 64
+        """,
+    )
+    assert len(lost) > 50
+    assert {row["untrainable_reason"] for row in lost} <= {"no_prompt", "error"}
 
 
 def test_a_convention_is_one_file_with_the_columns_of_all_others() -> None:

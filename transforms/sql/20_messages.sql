@@ -22,14 +22,17 @@ mapped as (
                 id: c.id,
                 name: c.name,
                 arguments: case
-                    when json_valid(c.arguments) and json_type(c.arguments) = 'OBJECT' then
-                        '{' || array_to_string(
-                            list_transform(
-                                list_sort(json_keys(c.arguments)),
-                                lambda k: to_json(k)::varchar || ':'
-                                    || json_extract(c.arguments, '/' || replace(replace(k, '~', '~0'), '/', '~1'))::varchar
-                            ), ','
-                        ) || '}'
+                    when json_valid(c.arguments) then case
+                        when json_type(c.arguments) = 'OBJECT' then
+                            '{' || array_to_string(
+                                list_transform(
+                                    list_sort(json_keys(c.arguments)),
+                                    lambda k: to_json(k)::varchar || ':'
+                                        || json_extract(c.arguments, '/' || replace(replace(k, '~', '~0'), '/', '~1'))::varchar
+                                ), ','
+                            ) || '}'
+                        else c.arguments
+                    end
                     else c.arguments
                 end
             }),

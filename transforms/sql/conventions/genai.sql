@@ -30,9 +30,14 @@ mine as (
             when operation in ('invoke_workflow', 'chain') then 'chain'
             else 'other'
         end as span_kind,
-        coalesce(attributes_str['gen_ai.system_instructions'], attributes_json['gen_ai.system_instructions'], details.system) as system,
-        coalesce(attributes_str['gen_ai.input.messages'], attributes_json['gen_ai.input.messages'], details.input) as input,
-        coalesce(attributes_str['gen_ai.output.messages'], attributes_json['gen_ai.output.messages'], details.output) as output,
+        coalesce(attributes_str['gen_ai.system_instructions'], attributes_json['gen_ai.system_instructions'], details.system) as system_said,
+        coalesce(attributes_str['gen_ai.input.messages'], attributes_json['gen_ai.input.messages'], details.input) as input_said,
+        coalesce(attributes_str['gen_ai.output.messages'], attributes_json['gen_ai.output.messages'], details.output) as output_said,
+        case when json_valid(system_said) then system_said else to_json([{type: 'text', content: system_said}])::varchar end as system,
+        -- What was cut by a length limit is no JSON; a prompt of which a part is lost is no prompt.
+        case when json_valid(input_said) and (not starts_with(system_said, '[{') or json_valid(system_said) or system_said is null)
+            then input_said end as input,
+        case when json_valid(output_said) then output_said end as output,
         coalesce(attributes_str['openai.api.type'] = 'responses', false) as responses_api
     from spans_unique as spans
     left join details using (trace_id, span_id)
@@ -42,30 +47,20 @@ mine as (
 turns as (
     select
         trace_id, span_id,
-        case
-            when system is null then []
-            when json_valid(system) and json_type(system) = 'ARRAY' then [{
-                choice: null::int, role: 'system', finish_reason: null::varchar, parts: from_json(
-                    system, '[{"type":"VARCHAR","content":"VARCHAR","id":"VARCHAR","tool_call_id":"VARCHAR","name":"VARCHAR","arguments":"JSON","response":"JSON","result":"JSON"}]'
-                )
-            }]
-            else [{
-                choice: null::int, role: 'system', finish_reason: null::varchar, parts: [{
-                    type: 'text', content: system, id: null::varchar, tool_call_id: null::varchar, name: null::varchar,
-                    arguments: null::json, response: null::json, result: null::json
-                }]
-            }]
-        end
+        case when system_said is not null and input is not null then [{
+            choice: null::int, role: 'system', finish_reason: null::varchar,
+            parts: from_json(system, '[{"type":"VARCHAR","content":"VARCHAR","id":"VARCHAR","tool_call_id":"VARCHAR","name":"VARCHAR","arguments":"JSON","response":"JSON","result":"JSON"}]')
+        }] else [] end
         || list_transform(
             coalesce(from_json(
-                case when json_valid(input) and not (operation = 'text_completion' and regexp_matches(input, '"content": ?[0-9]')) then input end,
+                case when not (operation = 'text_completion' and regexp_matches(input, '"content": ?[0-9]')) then input end,
                 '[{"role":"VARCHAR","parts":[{"type":"VARCHAR","content":"VARCHAR","id":"VARCHAR","tool_call_id":"VARCHAR","name":"VARCHAR","arguments":"JSON","response":"JSON","result":"JSON"}]}]'
             ), []),
             lambda m: {choice: null::int, role: m.role, finish_reason: null::varchar, parts: m.parts}
         )
         || list_transform(
             coalesce(from_json(
-                case when json_valid(output) then output end,
+                output,
                 '[{"role":"VARCHAR","finish_reason":"VARCHAR","parts":[{"type":"VARCHAR","content":"VARCHAR","id":"VARCHAR","tool_call_id":"VARCHAR","name":"VARCHAR","arguments":"JSON","response":"JSON","result":"JSON"}]}]'
             ), []),
             lambda m, i: {choice: case when responses_api then 0 else i - 1 end::int, role: m.role, finish_reason: m.finish_reason, parts: m.parts}
@@ -118,7 +113,7 @@ said as (
 select
     trace_id, span_id,
     'genai' as convention,
-    case when input is not null then 80 else 20 end as precedence,
+    case when input_said is not null then 80 else 20 end as precedence,
     span_kind,
     case when span_kind = 'agent' then coalesce(agent_name, name) end as agent,
     null::varchar as for_agent,

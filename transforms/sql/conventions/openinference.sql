@@ -12,7 +12,8 @@ mine as (
     select
         trace_id, span_id, name, oi_kind, agent_name, session_id, user_id, llm_model_name, tool_name, tool_call_id,
         attributes_str as attributes, attributes_int as numbers,
-        coalesce(attributes_str['gen_ai.input.messages'], attributes_json['gen_ai.input.messages']) as genai_messages,
+        case when json_valid(coalesce(attributes_str['gen_ai.input.messages'], attributes_json['gen_ai.input.messages']))
+            then coalesce(attributes_str['gen_ai.input.messages'], attributes_json['gen_ai.input.messages']) end as genai_messages,
         case when oi_kind in ('LLM', 'TOOL') then attributes_str['output.value'] end as output,
         case when oi_kind = 'LLM' and json_valid(attributes_str['llm.invocation_parameters'])
             then attributes_str['llm.invocation_parameters'] end as invocation
@@ -27,7 +28,7 @@ read as (
             '$.id', '$.llm_output.id', '$.generations[0][0].message.kwargs.response_metadata.id', '$[0].output[0].provider_data.response_id',
             '$.finish_reason', '$.data.tool_call_id', '$.tool_call_id', '$.data.content', '$.object', '$[0].object'
         ]) end as value,
-        oi_kind = 'LLM' and coalesce(json_valid(genai_messages), false) as dual,
+        oi_kind = 'LLM' and genai_messages is not null as dual,
         dual and coalesce(json_array_length(genai_messages), 0) >= len(list_filter(
             map_keys(attributes), lambda k: k ~ '^llm\.input_messages\.\d+\.message\.role$'
         )) as left_to_genai
@@ -86,7 +87,8 @@ messages as (
         max(value) filter (where field = 'role') as role,
         max(value) filter (where field = 'content') as content,
         max(value) filter (where field = 'tool_call_id') as tool_call_id,
-        max(value) filter (where field = 'function.0') as function_result
+        max(case when json_valid(value) then json_extract_string(value, ['$.content', '$.call_id']) end)
+            filter (where field = 'function.0') as function_result
     from fields
     group by all
 ),
@@ -100,7 +102,7 @@ completions as (
 ),
 
 streamed as (
-    select trace_id, span_id, unnest(from_json(output -> '$[0].output',
+    select trace_id, span_id, unnest(from_json(case when json_valid(output) then output -> '$[0].output' end,
         '[{"type":"VARCHAR","content":[{"text":"VARCHAR"}],"call_id":"VARCHAR","name":"VARCHAR","arguments":"VARCHAR"}]')) as item
     from read
     anti join (select trace_id, span_id from messages where side = 'output') using (trace_id, span_id)
@@ -111,9 +113,9 @@ together as (
     select
         messages.trace_id, messages.span_id, messages.side, messages.n,
         messages.role,
-        coalesce(messages.content, contents.text, function_result ->> '$.content') as text,
+        coalesce(messages.content, contents.text, function_result[1]) as text,
         calls.tool_calls,
-        coalesce(messages.tool_call_id, function_result ->> '$.call_id') as tool_call_id
+        coalesce(messages.tool_call_id, function_result[2]) as tool_call_id
     from messages
     left join contents using (trace_id, span_id, side, n)
     left join calls using (trace_id, span_id, side, n)
@@ -191,14 +193,15 @@ select
         )),
         lambda i: case
             when attributes['llm.tools.' || i || '.tool.name'] is null then attributes['llm.tools.' || i || '.tool.json_schema']
-            when json_valid(attributes['llm.tools.' || i || '.tool.json_schema'])
-                and not json_exists(attributes['llm.tools.' || i || '.tool.json_schema'], '$.function')
-                and not json_exists(attributes['llm.tools.' || i || '.tool.json_schema'], '$.name') then json_object(
-                    'name', attributes['llm.tools.' || i || '.tool.name'],
-                    'description', attributes['llm.tools.' || i || '.tool.description'],
-                    'parameters', attributes['llm.tools.' || i || '.tool.json_schema']::json
-                )::varchar
-            else attributes['llm.tools.' || i || '.tool.json_schema']
+            when json_valid(attributes['llm.tools.' || i || '.tool.json_schema']) then case
+                when json_extract_string(attributes['llm.tools.' || i || '.tool.json_schema'], ['$.function', '$.name']) = [null, null]
+                    then json_object(
+                        'name', attributes['llm.tools.' || i || '.tool.name'],
+                        'description', attributes['llm.tools.' || i || '.tool.description'],
+                        'parameters', attributes['llm.tools.' || i || '.tool.json_schema']::json
+                    )::varchar
+                else attributes['llm.tools.' || i || '.tool.json_schema']
+            end
         end
     ) end as tools,
     null::varchar as content,

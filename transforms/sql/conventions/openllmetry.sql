@@ -58,6 +58,7 @@ messages as (
         trace_id, span_id, side, n,
         max(value) filter (where field = 'role') as role,
         max(value) filter (where field = 'content') as content,
+        max(case when json_valid(value) then value end) filter (where field = 'content' and side = 'prompt' and starts_with(value, '[{')) as parts,
         max(value) filter (where field = 'tool_call_id') as tool_call_id,
         max(value) filter (where field = 'finish_reason') as finish_reason
     from entries
@@ -73,9 +74,8 @@ said as (
             role: role,
             text: case
                 -- A content of several parts is their JSON.
-                when side = 'prompt' and content like '[{%' and json_valid(content) and json_exists(content, '$[0].type') then array_to_string(
-                    list_transform(from_json(content, '[{"text":"VARCHAR"}]'), lambda p: p.text), ''
-                )
+                when parts ->> '$[0].type' is not null
+                    then array_to_string(list_transform(from_json(parts, '[{"text":"VARCHAR"}]'), lambda p: p.text), '')
                 else content
             end,
             tool_calls: tool_calls, tool_call_id: tool_call_id, finish_reason: finish_reason
