@@ -88,6 +88,23 @@ def item_as_message(item: dict[str, Any]) -> dict[str, Any]:
     return item
 
 
+def content_as_messages(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """A content of Gemini's API as chat messages: each tool's result is one of its own."""
+    parts = content["parts"]
+    results = [
+        {"role": "tool", "tool_call_id": result["id"], "content": json.dumps(result["response"], separators=(",", ":"))}
+        for result in (part["functionResponse"] for part in parts if "functionResponse" in part)
+    ]
+    asked = [
+        {"id": call["id"], "function": {"name": call["name"], "arguments": json.dumps(call["args"])}}
+        for call in (part["functionCall"] for part in parts if "functionCall" in part)
+    ]
+    if results:
+        return results
+    role = {"model": "assistant"}.get(content.get("role", "user"), content.get("role", "user"))
+    return [{"role": role, "content": parts, "tool_calls": asked}]
+
+
 def ids_of(response: tuple[str, list[Any]] | None) -> list[str | None]:
     """The ids of the tool calls of an answer."""
     return [call[0] for call in response[1]] if response else []
@@ -100,8 +117,8 @@ def without_ids(response: tuple[str, list[Any]] | None) -> Any:
 
 def tools_of(tools: list[dict[str, Any]] | None) -> list[Any]:
     """Name, description and parameters of each tool that was offered."""
-    functions = [tool.get("function", tool) for tool in tools or []]
-    return [(f["name"], f.get("description"), f.get("parameters")) for f in functions]
+    functions = [f for tool in tools or [] for f in tool.get("functionDeclarations", [tool.get("function", tool)])]
+    return [(f["name"], f.get("description"), f.get("parameters", f.get("parameters_json_schema"))) for f in functions]
 
 
 def from_server(record: dict[str, Any]) -> Exchange:
@@ -109,6 +126,10 @@ def from_server(record: dict[str, Any]) -> Exchange:
     request, reply = record["request"], record.get("reply")
     if "messages" in request:
         messages = request["messages"]
+    elif "contents" in request:
+        system = request.get("systemInstruction")
+        messages = [{"role": "system", "content": system["parts"]}] if system else []
+        messages += [message for content in request["contents"] for message in content_as_messages(content)]
     else:
         asked = request.get("input", request.get("prompt"))
         # Text, or the token ids that the completions API takes too, is what one user says.
@@ -132,7 +153,11 @@ def from_server(record: dict[str, Any]) -> Exchange:
         usage=usage or (None, None),
         tool_call_ids=ids_of(response),
         tools=tools_of(request.get("tools")),
-        sampling={"max_tokens": request.get("max_completion_tokens") or request.get("max_output_tokens"), **request},
+        sampling={
+            "max_tokens": request.get("max_completion_tokens") or request.get("max_output_tokens"),
+            **request.get("generationConfig", {}),
+            **request,
+        },
         choices=(reply or {}).get("n", 1),
         failed=record["status"] != 200,
     )

@@ -60,7 +60,7 @@ select
     coalesce(spans.attempt, claims.attempt) as attempt,
     spans.task_id, spans.group_id, spans.split, spans.policy_version, spans.capture, spans.span_seq, spans.span_count,
     case when spans.resource_attributes like '%lightning%rollout%' then coalesce(
-        spans.resource_attributes ->> '$."lightning.rollout.id"', spans.resource_attributes ->> '$."agentlightning.rollout_id"'
+        spans.resource_attributes ->> '$."lightning.rollout.id"', nullif(spans.resource_attributes ->> '$."agentlightning.rollout_id"', '')
     ) end as resource_rollout_id,
     len(spans.links) as link_count,
     list_has_any(map_keys(spans.attributes_str), ['evaluation.name', 'annotation.name', 'agentlightning.reward.0.name'])

@@ -26,6 +26,8 @@ mine as (
         case
             when capture is not null or (operation in ('chat', 'text_completion', 'generate_content') and coalesce(oi_kind, 'LLM') = 'LLM') then 'llm'
             when operation = 'invoke_agent' then 'agent'
+            -- ADK sums parallel tools up in a span of its own, whose call id is its event's.
+            when operation = 'execute_tool' and tool_call_id = attributes_str['gcp.vertex.agent.event_id'] then 'other'
             when operation = 'execute_tool' then 'tool'
             when operation in ('invoke_workflow', 'chain') then 'chain'
             else 'other'

@@ -12,7 +12,7 @@ marked as (
         coalesce(
             rollout_id,
             case when resource_attributes like '%lightning%rollout%' then coalesce(
-                resource_attributes ->> '$."lightning.rollout.id"', resource_attributes ->> '$."agentlightning.rollout_id"'
+                resource_attributes ->> '$."lightning.rollout.id"', nullif(resource_attributes ->> '$."agentlightning.rollout_id"', '')
             ) end
         ) as rollout_id,
         case when parent_span_id is null and capture is null
