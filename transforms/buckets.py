@@ -19,7 +19,7 @@ from otel_lightning.transforms.touched import count, raw_rows
 
 MIB = 1 << 20
 # Steps hold what was said several times over while they run (spans, messages, calls), joins and sorts aside.
-COPIES = 5
+COPIES = 10
 
 
 @dataclass(frozen=True)

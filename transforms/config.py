@@ -135,6 +135,7 @@ class TransformConfig(Config):
         default=None, description="SQL over a row of rollouts; those for which it is not true do not count"
     )
     threads: int | None = Field(default=None, gt=0)
+    messages: bool = Field(default=True, description="false: credits as ever, but what was said is not stored again")
     memory_mb: int = Field(
         default=1536, ge=256, description="what a run may hold; the rest waits on disk, below the lake"
     )

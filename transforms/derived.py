@@ -73,14 +73,17 @@ def arrived_since(paths: Iterable[Path], since: date | str | None) -> list[Path]
     return [path for path in paths if since is None or path.parent.name.removeprefix("day=") >= str(since)]
 
 
-def write_parquet(connection: duckdb.DuckDBPyConnection, lake: Lake, query: str, relative: str) -> str:
+def write_parquet(
+    connection: duckdb.DuckDBPyConnection, lake: Lake, query: str, relative: str, compression_level: int = 1
+) -> str:
     """Write a query's rows as one Parquet file that appears whole; returns its path relative to the lake."""
     path = lake.root / relative
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         connection.execute(
-            f"copy ({query}) to {literal(str(temporary))} (format parquet, compression zstd, row_group_size 65536)"
+            f"copy ({query}) to {literal(str(temporary))} (format parquet, compression zstd, "
+            f"compression_level {compression_level}, row_group_size 65536)"
         )
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())

@@ -165,9 +165,9 @@ PLANTED = {
         "sum(credit_mean::double)::decimal(38, 12) as total",
     ),
     "any_value without an order": (
-        "52_rollouts.sql",
-        "any_value(calls.first_user order by calls.step)",
-        "any_value(calls.first_user)",
+        "51_first_users.sql",
+        "arg_min((facts.user_trace_id, facts.user_span_id), steps.step)",
+        "any_value((facts.user_trace_id, facts.user_span_id))",
     ),
     "now()": ("60_reward_records.sql", "else observed_unix_nano end", "else epoch_ns(now())::ubigint end"),
 }

@@ -189,6 +189,24 @@ def test_a_judge_in_any_language_stands_in_a_pipe(derived: Derived, tmp_path: Pa
     assert sent == (20,)
 
 
+def test_answers_are_readable_and_for_programs_exact(derived: Derived, capsys: pytest.CaptureFixture[str]) -> None:
+    def ask(query: str, *form: str) -> str:
+        assert main(["sql", query, "--lake", str(derived.lake), *form]) == 0
+        return capsys.readouterr().out
+
+    assert json.loads(ask("select 'nan'::double as n, [1.5, 'inf'::double] as l, 2.5::decimal(9, 2) as d, null as e, 'ü' as s", "--json")) == {
+        "n": None, "l": [1.5, None], "d": 2.5, "e": None, "s": "ü"
+    }  # fmt: skip
+    assert ask("select 1 as a where false", "--csv") == "a\n" and ask("select 1 as a where false", "--json") == ""
+    assert ask("select 1 as a, 'x,y' as b", "--csv") == 'a,b\n1,"x,y"\n'
+    wide = ask("select * from calls limit 2").splitlines()
+    assert (
+        wide[0] == "── row 1"
+        and any(line.strip().startswith("prompt_messages │ [") for line in wide)
+        and max(map(len, wide)) <= 200
+    )
+
+
 def test_a_long_answer_streams(derived: Derived) -> None:
     """The first rows come long before the last, and a reader may go away."""
     query = "select range as n, repeat('x', 100) as text from range(10000000000)"

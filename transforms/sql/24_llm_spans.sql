@@ -1,8 +1,27 @@
--- Every LLM span and every token record (plane B): its scalars, what was said in it, and what its ancestors know.
+-- Every LLM span and every token record (plane B): its scalars, hashes of what was said in it, and what its ancestors know.
 -- grain: one row per (trace_id, span_id) with span_kind llm or capture
 -- kind: bucket
 -- Finish reasons have one spelling (stop, tool_calls, length, …); tools one form, OpenAI's for chat.
 with
+
+-- An application sends the same tools with every call: each list is read once.
+tool_lists as (
+    select tools as said, '[' || array_to_string(list_transform(tools, lambda t: case
+                when not json_valid(t) then to_json(t)
+                when json_type(t, '$.function') = 'OBJECT' then json_object('type', 'function', 'function', json_extract(t, '$.function'))
+                when t ->> '$.name' is null or coalesce(t ->> '$.type', 'function') <> 'function' then t::json
+                when t ->> '$.description' is null then json_object('type', 'function', 'function', json_object(
+                    'name', t ->> '$.name',
+                    'parameters', coalesce(t -> '$.parameters', t -> '$.inputSchema', t -> '$.input_schema', t -> '$.parameters_json_schema', t -> '$.parametersJsonSchema')
+                ))
+                else json_object('type', 'function', 'function', json_object(
+                    'name', t ->> '$.name',
+                    'description', t ->> '$.description',
+                    'parameters', coalesce(t -> '$.parameters', t -> '$.inputSchema', t -> '$.input_schema', t -> '$.parameters_json_schema', t -> '$.parametersJsonSchema')
+                ))
+            end::varchar), ',') || ']' as tools
+    from (select distinct tools from span_kinds where len(tools) > 0)
+),
 
 scalars as (
     select
@@ -23,20 +42,7 @@ scalars as (
             end
         ) as finish_reasons,
         json_merge_patch('{}'::json, coalesce(kinds.sampling, '{}')::json) as sampling,
-        list_transform(kinds.tools, lambda t: case
-            when not json_valid(t) then to_json(t)
-            when json_type(t, '$.function') = 'OBJECT' then json_object('type', 'function', 'function', json_extract(t, '$.function'))
-            when t ->> '$.name' is null or coalesce(t ->> '$.type', 'function') <> 'function' then t::json
-            when t ->> '$.description' is null then json_object('type', 'function', 'function', json_object(
-                'name', t ->> '$.name',
-                'parameters', coalesce(t -> '$.parameters', t -> '$.inputSchema', t -> '$.input_schema', t -> '$.parameters_json_schema', t -> '$.parametersJsonSchema')
-            ))
-            else json_object('type', 'function', 'function', json_object(
-                'name', t ->> '$.name',
-                'description', t ->> '$.description',
-                'parameters', coalesce(t -> '$.parameters', t -> '$.inputSchema', t -> '$.input_schema', t -> '$.parameters_json_schema', t -> '$.parametersJsonSchema')
-            ))
-        end::varchar) as tools,
+        tool_lists.tools,
         spans.policy_version, spans.tokenizer, spans.logprobs_mode, kinds.content,
         case when spans.capture = 'client' then client_prompts.prompt_ids else spans.prompt_token_ids end as prompt_token_ids,
         spans.choices as token_choices,
@@ -46,15 +52,12 @@ scalars as (
         spans.conflicting_copies,
         spans.capture,
         coalesce(spans.attributes_bool['lightning.retokenized_history'], false) as retokenized_history,
-        coalesce(spoken.prompt_messages, '[]') as prompt_messages,
         coalesce(spoken.prompt_length, 0) as prompt_length,
-        coalesce(spoken.response_messages, '[]') as response_messages,
         coalesce(spoken.prompt_hashes, []) as prompt_hashes,
         coalesce(spoken.talk_hashes, []) as talk_hashes,
         coalesce(spoken.response_hashes, []) as response_hashes,
         coalesce(spoken.choices, []) as choices,
         coalesce(spoken.has_user, false) as has_user,
-        spoken.first_user,
         coalesce(spoken.empty_input, false) as empty_input,
         coalesce(spoken.empty_response, true) as empty_response,
         coalesce(spoken.asked, []) as asked,
@@ -65,14 +68,14 @@ scalars as (
     join span_kinds as kinds using (trace_id, span_id)
     left join client_prompts using (trace_id, span_id)
     left join spoken using (trace_id, span_id)
+    left join tool_lists on tool_lists.said = kinds.tools
     where kinds.span_kind in ('llm', 'capture')
 )
 
 select
-    scalars.* exclude (sampling, tools),
+    scalars.* exclude (sampling),
     try_cast(sampling ->> '$.temperature' as double) as temperature,
     sampling::varchar as sampling,
-    case when len(tools) > 0 then '[' || array_to_string(tools, ',') || ']' end as tools,
     walk.judge, walk.agent, walk.agent_span_id, walk.scope_span_id, walk.llm_ancestor_span_id, walk.root_span_id, walk.orphan,
     walk.cycle, walk.depth,
     walk.session_id, walk.conversation_id, walk.user_id, walk.rollout_id as explicit_rollout_id, walk.attempt,

@@ -20,9 +20,14 @@ select
     facts.convention, facts.operation, facts.provider, facts.model, facts.response_id,
     facts.service_name, facts.service_instance_id, facts.session_id, facts.conversation_id, facts.user_id,
     facts.agent, facts.judge,
-    facts.prompt_messages, facts.response_messages, facts.choices, facts.tools, facts.sampling, facts.temperature,
+    case when $messages then coalesce(prompts.prompt_messages, '[]') end as prompt_messages,
+    case when $messages then coalesce(answers.response_messages, '[]') end as response_messages,
+    facts.choices, case when $messages then facts.tools end as tools, facts.sampling, facts.temperature,
     facts.finish_reasons, facts.prompt_tokens, facts.completion_tokens,
-    facts.policy_version, facts.tokenizer, facts.prompt_ids, facts.response_ids, facts.response_logprobs,
+    facts.policy_version, facts.tokenizer,
+    case when $messages then facts.prompt_ids end as prompt_ids,
+    case when $messages then facts.response_ids end as response_ids,
+    case when $messages then facts.response_logprobs end as response_logprobs,
     facts.logprobs_mode, facts.token_source, facts.prompt_hash,
     lineage.parent_trace_id as lineage_trace_id, lineage.parent_span_id as lineage_span_id, lineage.choice as lineage_choice,
     facts.content, facts.span_seq, facts.start_unix_nano, facts.end_unix_nano,
@@ -39,7 +44,7 @@ select
         when steps.rollout_id is null then coalesce(steps.keyed_by, 'no_rollout')
     end as untrainable_reason,
     facts.merged_span_ids,
-    facts.first_user, facts.captured, facts.task_id, facts.group_id, facts.split,
+    facts.captured, facts.task_id, facts.group_id, facts.split,
     list_contains(facts.finish_reasons, 'length') as truncated,
     list_concat(facts.flags, case when steps.clock_suspect or impossible then ['clock_suspect'] else [] end) as flags
 from (
@@ -53,3 +58,5 @@ from (
 left join call_steps as steps using (trace_id, span_id)
 left join lineage using (trace_id, span_id)
 left join priced on priced.model = facts.model
+left join messages as prompts on $messages and prompts.trace_id = facts.prompt_trace_id and prompts.span_id = facts.prompt_span_id
+left join spoken as answers on $messages and answers.trace_id = facts.answer_trace_id and answers.span_id = facts.answer_span_id

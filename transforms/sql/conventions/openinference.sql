@@ -8,7 +8,7 @@
 -- A span may speak GenAI as well, rewritten from these attributes: then GenAI is read, unless it has fewer messages.
 with
 
-mine as (
+mine as not materialized (
     select
         trace_id, span_id, name, oi_kind, agent_name, session_id, user_id, llm_model_name, tool_name, tool_call_id,
         attributes_str as attributes, attributes_int as numbers,
@@ -21,18 +21,60 @@ mine as (
     where oi_kind is not null
 ),
 
-read as (
+-- Everything but what was said, so that no text is carried about.
+read as materialized (
     select
-        *,
+        trace_id, span_id, name, oi_kind, agent_name, session_id, user_id, llm_model_name, tool_name, tool_call_id, invocation,
         case when json_valid(output) then json_extract_string(output, [
             '$.id', '$.llm_output.id', '$.generations[0][0].message.kwargs.response_metadata.id', '$[0].output[0].provider_data.response_id',
             '$.finish_reason', '$.data.tool_call_id', '$.tool_call_id', '$.data.content', '$.object', '$[0].object'
         ]) end as value,
+        case when json_valid(output) then case when json_extract_string(output, '$[0].object') = 'response' then json_extract(output, '$[0].output') end end as streamed_items,
+        case when oi_kind = 'LLM' then case when not json_valid(output) then nullif(regexp_extract(output, 'ChatCompletion\(id=''([^'']+)''', 1), '') end end as printed_id,
         oi_kind = 'LLM' and genai_messages is not null as dual,
         dual and coalesce(json_array_length(genai_messages), 0) >= len(list_filter(
             map_keys(attributes), lambda k: k ~ '^llm\.input_messages\.\d+\.message\.role$'
-        )) as left_to_genai
+        )) as left_to_genai,
+        attributes['agent.name'] as agent_attribute,
+        attributes['graph.node.id'] as graph_node,
+        case when attributes['metadata'] like '%"lc_agent_name"%' then case
+            when json_valid(attributes['metadata']) then attributes['metadata'] ->> '$.lc_agent_name' end end as said_agent,
+        attributes['llm.system'] as provider,
+        attributes['llm.finish_reason'] as finish_reason,
+        attributes['tool.name'] as tool_attribute,
+        numbers['llm.token_count.prompt'] as prompt_tokens,
+        numbers['llm.token_count.completion'] as completion_tokens,
+        case when oi_kind = 'TOOL' then attributes['input.value'] end as tool_arguments,
+        case when oi_kind = 'TOOL' then coalesce(value[8], output) end as tool_result,
+        -- A schema without a name is that of the parameters alone.
+        case when oi_kind = 'LLM' then list_transform(
+            list_sort(list_transform(
+                list_filter(map_keys(attributes), lambda k: regexp_matches(k, '^llm\.tools\.\d{1,9}\.tool\.json_schema$')),
+                lambda k: split_part(k, '.', 3)::int
+            )),
+            lambda i: case
+                when attributes['llm.tools.' || i || '.tool.name'] is null then attributes['llm.tools.' || i || '.tool.json_schema']
+                when json_valid(attributes['llm.tools.' || i || '.tool.json_schema']) then case
+                    when json_extract_string(attributes['llm.tools.' || i || '.tool.json_schema'], ['$.function', '$.name']) = [null, null]
+                        then json_object(
+                            'name', attributes['llm.tools.' || i || '.tool.name'],
+                            'description', attributes['llm.tools.' || i || '.tool.description'],
+                            'parameters', attributes['llm.tools.' || i || '.tool.json_schema']::json
+                        )::varchar
+                    else attributes['llm.tools.' || i || '.tool.json_schema']
+                end
+            end
+        ) end as tools
     from mine
+),
+
+-- What belongs to messages, of the spans whose messages are read here.
+entries as (
+    select trace_id, span_id, unnest(list_filter(map_entries(attributes_str), lambda e: starts_with(e.key, 'llm.input_messages.')
+        or starts_with(e.key, 'llm.output_messages.') or starts_with(e.key, 'llm.choices.'))) as entry
+    from spans_unique
+    semi join (select trace_id, span_id from read where oi_kind = 'LLM' and not left_to_genai) as llm using (trace_id, span_id)
+    where oi_kind = 'LLM'
 ),
 
 fields as (
@@ -43,9 +85,8 @@ fields as (
             trace_id, span_id, entry,
             case when starts_with(entry.key, 'llm.input_messages.') then 'input' else 'output' end as side,
             try_cast(split_part(entry.key, '.', 3) as int) as n
-        from (select trace_id, span_id, unnest(map_entries(attributes)) as entry from read
-            where oi_kind = 'LLM' and not left_to_genai)
-        where starts_with(entry.key, 'llm.input_messages.') or starts_with(entry.key, 'llm.output_messages.')
+        from entries
+        where not starts_with(entry.key, 'llm.choices.')
     )
     where n is not null
 ),
@@ -96,22 +137,24 @@ messages as (
 completions as (
     select trace_id, span_id, 'output' as side, try_cast(split_part(entry.key, '.', 3) as int) as n,
         'assistant' as role, entry.value as text
-    from (select trace_id, span_id, unnest(map_entries(attributes)) as entry from read
-        where oi_kind = 'LLM' and not left_to_genai)
+    from entries
     where regexp_matches(entry.key, '^llm\.choices\.\d+\.completion\.text$')
 ),
 
 streamed as (
-    select trace_id, span_id, unnest(from_json(case when json_valid(output) then output -> '$[0].output' end,
-        '[{"type":"VARCHAR","content":[{"text":"VARCHAR"}],"call_id":"VARCHAR","name":"VARCHAR","arguments":"VARCHAR"}]')) as item
-    from read
-    anti join (select trace_id, span_id from messages where side = 'output') using (trace_id, span_id)
-    where oi_kind = 'LLM' and value[10] = 'response'
+    select trace_id, span_id, unnest(items) as item, generate_subscripts(items, 1) as i
+    from (
+        select trace_id, span_id, from_json(streamed_items,
+            '[{"type":"VARCHAR","content":[{"text":"VARCHAR"}],"call_id":"VARCHAR","name":"VARCHAR","arguments":"VARCHAR"}]') as items
+        from read
+        anti join (select trace_id, span_id from messages where side = 'output') using (trace_id, span_id)
+        where oi_kind = 'LLM' and streamed_items is not null
+    )
 ),
 
 together as (
     select
-        messages.trace_id, messages.span_id, messages.side, messages.n,
+        messages.trace_id, messages.span_id, messages.side, messages.n, messages.n as place,
         messages.role,
         coalesce(messages.content, contents.text, function_result[1]) as text,
         calls.tool_calls,
@@ -122,12 +165,12 @@ together as (
 
     union all by name
 
-    select * from completions
+    select *, n as place from completions
 
     union all by name
 
     select
-        trace_id, span_id, 'output' as side, 0 as n, 'assistant' as role,
+        trace_id, span_id, 'output' as side, 0 as n, i as place, 'assistant' as role,
         array_to_string(list_transform(item.content, lambda c: c.text), '') as text,
         case when item.type = 'function_call'
             then [{id: item.call_id, name: item.name, arguments: coalesce(item.arguments, '{}')}] end as tool_calls,
@@ -136,16 +179,22 @@ together as (
     where item.type in ('message', 'function_call')
 ),
 
+-- A list sorted by its places: to sort the messages themselves would move their text about.
 said as (
-    select
-        trace_id, span_id,
-        list({
-            choice: case when side = 'input' then null when read.value[9] = 'response' then 0 else n end::int,
-            role: role, text: text, tool_calls: tool_calls, tool_call_id: together.tool_call_id, finish_reason: null::varchar
-        } order by side, n, text) as messages
-    from together
-    join read using (trace_id, span_id)
-    group by all
+    select trace_id, span_id, list_select(messages, list_grade_up(places)) as messages
+    from (
+        select
+            trace_id, span_id,
+            list({
+                choice: case when side = 'input' then null when read.answers_in_one then 0 else n end::int,
+                role: role, text: text, tool_calls: tool_calls, tool_call_id: together.tool_call_id, finish_reason: null::varchar
+            }) as messages,
+            list(case when side = 'input' then place else 1_000_000_000 + place end) as places
+        from together
+        join (select trace_id, span_id, value[9] = 'response' as answers_in_one from read where oi_kind = 'LLM') as read
+            using (trace_id, span_id)
+        group by all
+    )
 )
 
 select
@@ -158,58 +207,38 @@ select
         when oi_kind in ('AGENT', 'TOOL', 'CHAIN') then lower(oi_kind)
         else 'other'
     end as span_kind,
-    case when oi_kind = 'AGENT' then coalesce(agent_name, attributes['agent.name'], attributes['graph.node.id'], name) end as agent,
+    case when oi_kind = 'AGENT' then coalesce(agent_name, agent_attribute, graph_node, name) end as agent,
     -- LangChain says on every span which agent it is for; its own agents have no span of kind agent.
-    case when attributes['metadata'] like '%"lc_agent_name"%' and json_valid(attributes['metadata'])
-        then attributes['metadata'] ->> '$.lc_agent_name' end as for_agent,
-    coalesce(agent_name, attributes['agent.name']) as near_agent,
+    said_agent as for_agent,
+    coalesce(agent_name, agent_attribute) as near_agent,
     session_id,
     user_id,
     null::varchar as rollout_id,
     null::bigint as attempt,
     null::varchar as operation,
-    attributes['llm.system'] as provider,
+    provider,
     coalesce(llm_model_name, invocation ->> '$.model') as model,
     case when oi_kind = 'LLM' then coalesce(
-        value[1], value[2], value[3], value[4],
-        nullif(regexp_extract(output, 'ChatCompletion\(id=''([^'']+)''', 1), '')
+        value[1], value[2], value[3], value[4], printed_id
     ) end as response_id,
     invocation ->> '$.previous_response_id' as previous_response_id,
-    case when oi_kind = 'LLM' and coalesce(attributes['llm.finish_reason'], value[5]) is not null
-        then [coalesce(attributes['llm.finish_reason'], value[5])] end as finish_reasons,
-    numbers['llm.token_count.prompt'] as prompt_tokens,
-    numbers['llm.token_count.completion'] as completion_tokens,
+    case when oi_kind = 'LLM' and coalesce(finish_reason, value[5]) is not null
+        then [coalesce(finish_reason, value[5])] end as finish_reasons,
+    prompt_tokens,
+    completion_tokens,
     case when invocation is not null then json_object(
         'temperature', invocation -> '$.temperature', 'top_p', invocation -> '$.top_p', 'top_k', invocation -> '$.top_k',
         'min_p', invocation -> '$.min_p',
         'max_tokens', coalesce(invocation -> '$.max_tokens', invocation -> '$.max_completion_tokens', invocation -> '$.max_output_tokens'),
         'seed', invocation -> '$.seed', 'stop', invocation -> '$.stop', 'n', invocation -> '$.n'
     ) end::varchar as sampling,
-    -- A schema without a name is that of the parameters alone.
-    case when oi_kind = 'LLM' then list_transform(
-        list_sort(list_transform(
-            list_filter(map_keys(attributes), lambda k: regexp_matches(k, '^llm\.tools\.\d{1,9}\.tool\.json_schema$')),
-            lambda k: split_part(k, '.', 3)::int
-        )),
-        lambda i: case
-            when attributes['llm.tools.' || i || '.tool.name'] is null then attributes['llm.tools.' || i || '.tool.json_schema']
-            when json_valid(attributes['llm.tools.' || i || '.tool.json_schema']) then case
-                when json_extract_string(attributes['llm.tools.' || i || '.tool.json_schema'], ['$.function', '$.name']) = [null, null]
-                    then json_object(
-                        'name', attributes['llm.tools.' || i || '.tool.name'],
-                        'description', attributes['llm.tools.' || i || '.tool.description'],
-                        'parameters', attributes['llm.tools.' || i || '.tool.json_schema']::json
-                    )::varchar
-                else attributes['llm.tools.' || i || '.tool.json_schema']
-            end
-        end
-    ) end as tools,
+    tools,
     null::varchar as content,
     false as failed,
-    case when oi_kind = 'TOOL' then coalesce(tool_name, attributes['tool.name']) end as tool_name,
+    case when oi_kind = 'TOOL' then coalesce(tool_name, tool_attribute) end as tool_name,
     case when oi_kind = 'TOOL' then coalesce(tool_call_id, value[6], value[7]) end as tool_call_id,
-    case when oi_kind = 'TOOL' then attributes['input.value'] end as tool_arguments,
-    case when oi_kind = 'TOOL' then coalesce(value[8], output) end as tool_result,
+    tool_arguments,
+    tool_result,
     said.messages
 from read
 left join said using (trace_id, span_id)
