@@ -57,7 +57,9 @@ def _merge_keys(connection: duckdb.DuckDBPyConnection, lake: Lake, manifest: Man
         return 0
     path = f"derived/keys/run={manifest.run:06d}/merged.parquet"
     manifest.files["keys"] = [
-        write_parquet(connection, lake, "select distinct * from keys order by node, kind, key", path, compression_level=3)
+        write_parquet(
+            connection, lake, "select distinct * from keys order by node, kind, key", path, compression_level=3
+        )
     ]
     return len(paths)
 
@@ -112,7 +114,11 @@ def _runs(paths: list[str]) -> list[int]:
 def _named_by_policies(lake: Lake) -> set[str]:
     """The runs (run=000042) that a published policy or a training run beside the lake says it was made from."""
     found: set[str] = set()
-    for path in (*lake.policies.glob("*/policy.json"), *lake.root.glob("runs/*/*.json"), *Path("runs").glob("*/*.json")):
+    for path in (
+        *lake.policies.glob("*/policy.json"),
+        *lake.root.glob("runs/*/*.json"),
+        *Path("runs").glob("*/*.json"),
+    ):
         try:
             found |= {f"run={number}" for number in NAMED.findall(path.read_text(encoding="utf-8"))}
         except (OSError, UnicodeDecodeError):

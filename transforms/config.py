@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -126,12 +128,28 @@ class TransformConfig(Config):
     prices: dict[str, Price] = Field(default={}, description="by model; a name may end in *")
     settle_s: float = Field(default=30.0, ge=0, description="an episode with a root is over after this much quiet")
     session_idle_s: float = Field(default=1800.0, gt=0, description="and one without a root after this much")
+    since: date | None = Field(
+        default=None, description="read only what arrived from that day on (the lake's own days, UTC)"
+    )
+    where: str | None = Field(
+        default=None, description="SQL over a row of rollouts; those for which it is not true do not count"
+    )
     threads: int | None = Field(default=None, gt=0)
     messages: bool = Field(default=True, description="false: credits as ever, but what was said is not stored again")
     memory_mb: int = Field(
         default=1536, ge=256, description="what a run may hold; the rest waits on disk, below the lake"
     )
     buckets: int | None = Field(default=None, gt=0, le=65536, description="so many shares; unset: what fits the memory")
+
+    @field_validator("since", mode="before")
+    @classmethod
+    def _days_ago(cls, value: Any) -> Any:
+        """`7d` is the day seven days before today."""
+        if isinstance(value, str) and (days := re.fullmatch(r"(\d{1,5})d", value)):
+            return datetime.now(UTC).date() - timedelta(days=int(days[1]))
+        if isinstance(value, str) and not re.fullmatch(r"\d{4}-\d\d-\d\d", value):
+            raise ValueError("write a day, 2026-11-20, or how many days ago, 7d")
+        return value
 
     def beside(self, folder: Path) -> TransformConfig:
         """The same with the SQL files that it names looked for in `folder`, where the configuration lies."""
@@ -149,9 +167,9 @@ def _beside(folder: Path, path: str) -> str:
     return path if path.startswith(BUILTIN) else str(folder / path)
 
 
-def read_config(path: Path | None) -> TransformConfig:
-    """The configuration in a YAML file, or the defaults."""
+def read_config(path: Path | None, **overrides: Any) -> TransformConfig:
+    """The configuration in a YAML file, or the defaults; `overrides` that are not None take the place of its keys."""
     from otel_lightning.app.config import load_config
 
-    config = load_config(TransformConfig, path)
+    config = load_config(TransformConfig, path, overrides)
     return config if path is None else config.beside(path.parent)

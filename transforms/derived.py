@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,11 @@ class Manifest:
         """Make this the manifest that readers follow; a copy stays under its run's number."""
         write_json(lake.derived / "manifests" / f"run={self.run:06d}.json", self.__dict__)
         write_json(lake.derived / "manifest.json", self.__dict__)
+
+
+def arrived_since(paths: Iterable[Path], since: date | str | None) -> list[Path]:
+    """Of the lake's files those whose folder is `day=…` from `since` on."""
+    return [path for path in paths if since is None or path.parent.name.removeprefix("day=") >= str(since)]
 
 
 def write_parquet(

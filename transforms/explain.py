@@ -10,7 +10,7 @@ from typing import Any
 from otel_lightning.app.printable import printable
 from otel_lightning.store.lake import Lake
 from otel_lightning.store.manifest import live_files
-from otel_lightning.transforms.derived import Manifest
+from otel_lightning.transforms.derived import Manifest, arrived_since
 from otel_lightning.transforms.tables import open_tables
 
 STAGE_WORDS = {
@@ -57,7 +57,7 @@ def explain(lake: Path, *, as_json: bool = False) -> str:
         signals = connection.execute(
             "select signal, severity, subject, value, threshold, detail from signals order by severity, signal, subject"
         ).fetchall()
-        unclaimed = len(set(_relative(home, files)) - set(manifest.inputs))
+        unclaimed = len(set(_relative(home, arrived_since(files, manifest.config.get("since")))) - set(manifest.inputs))
     stages = _stages(rows)
     spans = next((row[2] for row in rows if row[0] == "spans"), 0)
     rewards = {row[1]: row[3] for row in rows if row[0] == "rewards"}
@@ -175,6 +175,7 @@ ADVICE = {
     "ambiguous_rollout": "traces belong to several named rollouts: give each conversation one lightning.rollout.id",
     "truncated": "most answers were cut at their token limit: raise the agent's max_tokens, or set policy_for.truncated to keep",
     "eval": "most rewarded rollouts are kept for evaluation: see split.eval_percent",
+    "where": "most rollouts are left out by your own `where`: see the configuration of the last run",
     "other_attempt": "rollouts are attempted several times: set rollouts.attempts to all to use every attempt",
 }
 

@@ -132,7 +132,7 @@ def _copy(
 
 
 def _check_condition(connection: duckdb.DuckDBPyConnection, table: str, where: str) -> None:
-    check_expression(connection, where, f"--where for {table}", table)
+    check_expression(connection, where, f"--where for {table}", table, row_by_row=True)
     try:
         connection.execute(f"explain select * from {quoted(table)} where (\n{where}\n)")
     except duckdb.Error as error:

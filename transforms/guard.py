@@ -38,10 +38,14 @@ QUERIES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"
 
 
 def lock(connection: duckdb.DuckDBPyConnection, *folders: Path) -> None:
-    """From here on the connection reaches no file outside `folders`, loads nothing and takes no setting."""
+    """From here on the connection reaches no file outside `folders`, loads nothing and takes no setting.
+
+    What stands in a folder as a link (`spans` on another disk) was put there by its owner and is reached too.
+    """
     from otel_lightning.transforms.steps import path_list
 
-    connection.execute(f"set allowed_directories = {path_list([str(folder.absolute()) for folder in folders])}")
+    linked = [item.resolve() for folder in folders for item in sorted(folder.iterdir()) if item.is_symlink()]
+    connection.execute(f"set allowed_directories = {path_list([str(path.absolute()) for path in (*folders, *linked)])}")
     connection.execute("set enable_external_access = false")
     connection.execute("set lock_configuration = true")
 

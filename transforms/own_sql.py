@@ -115,6 +115,7 @@ class OwnSql:
     rewards: tuple[Statement, ...] = ()
     credit: CreditFile | None = None
     within: str | None = None
+    where: str | None = None
 
     @classmethod
     def read(cls, config: TransformConfig) -> OwnSql:
@@ -129,7 +130,7 @@ class OwnSql:
         if config.credit.sql is not None:
             text = _text(Path(config.credit.sql), "credit.sql")
             credit = CreditFile(config.credit.sql, Path(config.credit.sql).name, _sha256(text), text)
-        return cls(tuple(statements), credit, config.credit.within)
+        return cls(tuple(statements), credit, config.credit.within, config.where)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -164,6 +165,8 @@ class OwnSql:
             check_select(connection, self.credit.text, self.credit.file, CREDIT_TABLES)
         if self.within is not None:
             check_expression(connection, self.within, "credit.within", "rollouts", row_by_row=True)
+        if self.where is not None:
+            check_expression(connection, self.where, "where", "rollouts", row_by_row=True)
 
     def after(self, connection: duckdb.DuckDBPyConnection, table: str) -> None:
         """Run what belongs behind the step that made `table`."""
@@ -171,6 +174,9 @@ class OwnSql:
             connection.execute("create or replace temp table populations (rollout_id varchar, population varchar)")
             if self.within is not None:
                 self._populations(connection)
+            connection.execute("create or replace temp table unwanted (rollout_id varchar)")
+            if self.where is not None:
+                self._unwanted(connection)
         elif table == "sent_rewards":
             columns = ", ".join(f"{name} {kind}" for name, kind in COMPUTED.items())
             connection.execute(f"create or replace temp table computed_rewards ({columns})")
@@ -187,6 +193,18 @@ class OwnSql:
             )
         except duckdb.Error as error:
             raise ConfigError(f"credit.within: {first_line(error)}") from None
+
+    def _unwanted(self, connection: duckdb.DuckDBPyConnection) -> None:
+        try:
+            connection.execute(
+                f"insert into unwanted select rollout_id from ({_chosen(self.where)}) where chosen is distinct from true"
+            )
+        except duckdb.Error as error:
+            raise ConfigError(f"where: {first_line(error)}") from None
+
+
+def _chosen(condition: str | None) -> str:
+    return f"select rollout_id, (\n{condition}\n)::boolean as chosen from rollouts"
 
 
 def _within(expression: str | None) -> str:

@@ -36,6 +36,7 @@ from otel_lightning.transforms.derived import (
     KEYED,
     STORED,
     Manifest,
+    arrived_since,
     define_deleted,
     define_live,
     live_rows,
@@ -155,7 +156,10 @@ def _run(
         """A file whose rows were known under other names: a compaction brings nothing new."""
         return path in known or (path in made_of and all(map(moved, made_of[path])))
 
-    inputs = {signal: [_relative(lake, p) for p in live_files(lake, signal)] for signal in ("spans", "events")}
+    inputs = {
+        signal: [_relative(lake, p) for p in arrived_since(live_files(lake, signal), config.since)]
+        for signal in ("spans", "events")
+    }
     new = {signal: [path for path in paths if path not in known] for signal, paths in inputs.items()}
     fresh = [path for paths in new.values() for path in paths if not moved(path)]
     telling.begin("index", sum(map(len, new.values())))

@@ -47,6 +47,7 @@ ENGINE_TABLES = {
     "prices": "model varchar, starts boolean, input decimal(18, 9), output decimal(18, 9)",
     # What the user's own SQL fills while a run works.
     "populations": "rollout_id varchar, population varchar",
+    "unwanted": "rollout_id varchar",
     "computed_rewards": ", ".join(f"{name} {kind}" for name, kind in COMPUTED.items()),
 }
 NOW = 10**18

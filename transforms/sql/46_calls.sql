@@ -57,6 +57,6 @@ from (
 ) as facts
 left join call_steps as steps using (trace_id, span_id)
 left join lineage using (trace_id, span_id)
+left join priced on priced.model = facts.model
 left join messages as prompts on $messages and prompts.trace_id = facts.prompt_trace_id and prompts.span_id = facts.prompt_span_id
 left join spoken as answers on $messages and answers.trace_id = facts.answer_trace_id and answers.span_id = facts.answer_span_id
-left join priced on priced.model = facts.model
