@@ -114,7 +114,9 @@ def transformed(
         connection.register("rows", rows)
         connection.execute(f"create temp table {signal} as select * from rows")
         connection.unregister("rows")
-    parameters = run._parameters(TransformConfig.model_validate(config or {}), NOW, "recipe")
+    settings = TransformConfig.model_validate(config or {})
+    run._define_prices(connection, settings)
+    parameters = run._parameters(settings, NOW, "recipe")
     for step in steps.steps("broadcast"):
         steps.create(connection, step, parameters)
         if step.table == upto:
