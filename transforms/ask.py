@@ -32,7 +32,7 @@ def ask(lake: Path, query: str, form: Form) -> None:
         _ask(lake, query, form, told)
     except duckdb.IOException as error:
         if told.rows:
-            raise LightningError(f"the answer ends after {told.rows} rows: {_first_line(error)}; ask again") from None
+            raise LightningError(f"the answer ends after {told.rows} rows: {first_line(error)}; ask again") from None
         # A compaction or a deletion took a file away since the list of files was made: ask again with what is live.
         try:
             _ask(lake, query, form, told)
