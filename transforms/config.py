@@ -66,6 +66,7 @@ class TransformConfig(Config):
     settle_s: float = Field(default=30.0, ge=0, description="an episode with a root is over after this much quiet")
     session_idle_s: float = Field(default=1800.0, gt=0, description="and one without a root after this much")
     threads: int | None = Field(default=None, gt=0)
+    messages: bool = Field(default=True, description="false: credits as ever, but what was said is not stored again")
     memory_mb: int = Field(
         default=1536, ge=256, description="what a run may hold; the rest waits on disk, below the lake"
     )

@@ -313,6 +313,7 @@ def _parameters(config: TransformConfig, now: int, recipe: str) -> dict[str, Any
         "baseline": config.credit.baseline,
         "scale": config.credit.scale,
         "gamma": config.credit.gamma,
+        "messages": config.messages,
         "reward_attributes": list(config.rewards.attributes),
     }
 

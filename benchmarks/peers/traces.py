@@ -234,7 +234,8 @@ def _unit(capture: str, spans: Any, logs: Any, said: list[str], tokens: bool, ch
         for resource in (request.resource_spans if hasattr(request, "resource_spans") else request.resource_logs)
         for holder in (resource.resource, *(_rows(request)))
         for attribute in holder.attributes
-        if attribute.key in OWN_NAMES and len(attribute.value.string_value) >= 4
+        if (attribute.key in OWN_NAMES or attribute.key.endswith(("session_id", "thread_id")))
+        and len(attribute.value.string_value) >= 4
     }
     found = sorted({*IDS.findall(joined), *own_names}, key=lambda text: (-len(text), text))
     for request in (spans, logs):
@@ -322,12 +323,12 @@ class Maker:
         made = Episode(ids, 0, 0, capture, roots[0])
         began = self._clock
         turn, goal = chance.randrange(len(pool)), self._spans_a_trace * len(ids)
-        placed = 0
-        while made.spans < goal - len(ids) and (only is None or placed < only):
+        placed = which = 0
+        while (made.spans < goal - len(ids) or (two and not which)) and (only is None or placed < only):
             unit = pool[turn % len(pool)]
             turn += 1
+            which = 1 if two and placed and made.spans >= goal // 2 else 0
             placed += 1
-            which = 1 if two and made.spans >= goal // 2 else 0
             self._fill(unit, ids[which], roots[which], traces, logs)
             made.spans += unit.spans
             made.llm_spans += unit.llm_spans

@@ -7,9 +7,14 @@ select
     facts.convention, facts.operation, facts.provider, facts.model, facts.response_id,
     facts.service_name, facts.service_instance_id, facts.session_id, facts.conversation_id, facts.user_id,
     facts.agent, facts.judge,
-    coalesce(prompts.prompt_messages, '[]') as prompt_messages, coalesce(answers.response_messages, '[]') as response_messages, facts.choices, facts.tools, facts.sampling, facts.temperature,
+    case when $messages then coalesce(prompts.prompt_messages, '[]') end as prompt_messages,
+    case when $messages then coalesce(answers.response_messages, '[]') end as response_messages,
+    facts.choices, case when $messages then facts.tools end as tools, facts.sampling, facts.temperature,
     facts.finish_reasons, facts.prompt_tokens, facts.completion_tokens,
-    facts.policy_version, facts.tokenizer, facts.prompt_ids, facts.response_ids, facts.response_logprobs,
+    facts.policy_version, facts.tokenizer,
+    case when $messages then facts.prompt_ids end as prompt_ids,
+    case when $messages then facts.response_ids end as response_ids,
+    case when $messages then facts.response_logprobs end as response_logprobs,
     facts.logprobs_mode, facts.token_source, facts.prompt_hash,
     lineage.parent_trace_id as lineage_trace_id, lineage.parent_span_id as lineage_span_id, lineage.choice as lineage_choice,
     facts.content, facts.span_seq, facts.start_unix_nano, facts.end_unix_nano,
@@ -35,5 +40,5 @@ from (
 ) as facts
 left join call_steps as steps using (trace_id, span_id)
 left join lineage using (trace_id, span_id)
-left join messages as prompts on prompts.trace_id = facts.prompt_trace_id and prompts.span_id = facts.prompt_span_id
-left join spoken as answers on answers.trace_id = facts.answer_trace_id and answers.span_id = facts.answer_span_id
+left join messages as prompts on $messages and prompts.trace_id = facts.prompt_trace_id and prompts.span_id = facts.prompt_span_id
+left join spoken as answers on $messages and answers.trace_id = facts.answer_trace_id and answers.span_id = facts.answer_span_id
