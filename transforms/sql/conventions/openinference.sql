@@ -189,7 +189,7 @@ together as (
 ),
 
 -- A list sorted by its places: to sort the messages themselves would move their text about.
-said as (
+listed as (
     select trace_id, span_id, list_select(messages, list_grade_up(places)) as messages
     from (
         select
@@ -203,6 +203,35 @@ said as (
         join (select trace_id, span_id, value[9] = 'response' as answers_in_one from read where oi_kind = 'LLM') as read
             using (trace_id, span_id)
         group by all
+    )
+),
+
+-- smolagents keeps what tools were asked and gave under roles of its own, and sends them as the assistant's and the
+-- user's, neighbours of one role as one message.
+said as (
+    select
+        trace_id, span_id,
+        case when list_has_any(roles, ['tool-call', 'tool-response']) then list_transform(heads, lambda h, k: {
+            choice: messages[h].choice, role: sent_as[h],
+            text: array_to_string(list_transform(messages[h:coalesce(heads[k + 1], len(messages) + 1) - 1], lambda m: m.text), chr(10)),
+            tool_calls: messages[h].tool_calls, tool_call_id: messages[h].tool_call_id, finish_reason: messages[h].finish_reason
+        }) else messages end as messages
+    from (
+        select
+            *,
+            list_filter(range(1, len(messages) + 1), lambda i: i = 1 or sent_as[i] is distinct from sent_as[i - 1]
+                or messages[i].choice is not null or len(messages[i].tool_calls) > 0 or messages[i].tool_call_id is not null) as heads
+        from (
+            select
+                *,
+                list_transform(messages, lambda m: case when m.tool_call_id is null then m.role end) as roles,
+                list_transform(messages, lambda m: case
+                    when m.tool_call_id is null and m.role = 'tool-response' then 'user'
+                    when m.role = 'tool-call' then 'assistant'
+                    else m.role
+                end) as sent_as
+            from listed
+        )
     )
 )
 
