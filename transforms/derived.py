@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,19 @@ from otel_lightning.store.lake import Lake
 from otel_lightning.transforms.steps import literal, path_list, quoted
 
 # Tables stored by key; credits and trajectories are stored narrow and shown through views.
-KEYED = ("calls", "scopes", "tools", "rollouts", "rewards", "returns", "credits", "trajectories")
+KEYED = ("calls", "scopes", "tools", "rollouts", "answers", "rewards", "returns", "credits", "trajectories")
+# What only runs read: evaluations as they were sent, and where each span stands.
+INTERNAL = {
+    "records": "select * from reward_records",
+    "places": "select trace_id, span_id, parent_span_id, rollout_id, resource_rollout_id from span_kinds",
+}
+STORED = (*KEYED, *INTERNAL)
+# What is reduced over the live rows and written anew by each run; pairs are shown through a view.
+REDUCED = {"baselines": "baselines", "pairs": "stored_pairs"}
 # Where a row outside any rollout says whose it is.
-TRACE_COLUMN = {"calls": "trace_id", "scopes": "trace_id", "tools": "trace_id", "rewards": "target_trace_id"}
+TRACE_COLUMN = {
+    "calls": "trace_id", "scopes": "trace_id", "tools": "trace_id", "answers": "trace_id", "rewards": "target_trace_id",
+}  # fmt: skip
 STORED_NAME = {"credits": "stored_credits", "trajectories": "stored_trajectories"}
 
 
@@ -61,6 +72,11 @@ class Manifest:
         """Make this the manifest that readers follow; a copy stays under its run's number."""
         write_json(lake.derived / "manifests" / f"run={self.run:06d}.json", self.__dict__)
         write_json(lake.derived / "manifest.json", self.__dict__)
+
+
+def arrived_since(paths: Iterable[Path], since: date | str | None) -> list[Path]:
+    """Of the lake's files those whose folder is `day=…` from `since` on."""
+    return [path for path in paths if since is None or path.parent.name.removeprefix("day=") >= str(since)]
 
 
 def write_parquet(
@@ -111,6 +127,10 @@ def define_live(
     that are not removed yet are left out, and so are the rollouts that a deleted trace was part of. LightningError when
     a file that the manifest names is missing or damaged: nothing is answered from half a table.
     """
+    if lacking := sorted({*STORED, *REDUCED, "live"} - manifest.files.keys()):
+        raise LightningError(
+            f"{lake.derived} was made by an older version and has no {lacking[0]}; run: lightning-transform run --lake {lake.root}"
+        )
     for path in (path for paths in manifest.files.values() for path in paths):
         if not (lake.root / path).is_file():
             raise LightningError(_again(lake, path, "is missing"))
@@ -139,7 +159,7 @@ def _define_live(
             "where list_has_any(trace_ids, (select list(trace_id) from deleted_traces))"
         )
     connection.execute(f"create or replace temp view {prefix}live_keys as {live_keys(lake, manifest)}")
-    for table in KEYED:
+    for table in STORED if prefix else KEYED:
         where = ""
         if hide_deleted:
             where = " where coalesce(rollout_id not in (select rollout_id from deleted_rollouts), true)"
@@ -149,10 +169,16 @@ def _define_live(
             f"create or replace temp view {quoted(prefix + STORED_NAME.get(table, table))} as "
             f"select * exclude (live_key) from ({live_rows(lake, manifest, table)}) as data{where}"
         )
-    baselines = path_list(_absolute(lake, manifest.files["baselines"]))
-    connection.execute(
-        f"create or replace temp view {prefix}baselines as select * from read_parquet({baselines}, hive_partitioning = false)"
-    )
+    for table, name in REDUCED.items():
+        files = path_list(_absolute(lake, manifest.files[table]))
+        where = ""
+        if hide_deleted and table == "pairs":
+            gone = "(select trace_id from deleted_traces)"
+            where = f" where chosen_trace_id not in {gone} and rejected_trace_id not in {gone}"
+        connection.execute(
+            f"create or replace temp view {prefix}{name} as "
+            f"select * from read_parquet({files}, hive_partitioning = false){where}"
+        )
 
 
 def live_keys(lake: Lake, manifest: Manifest) -> str:

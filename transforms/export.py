@@ -24,6 +24,7 @@ from otel_lightning.app.errors import LightningError
 from otel_lightning.app.printable import printable
 from otel_lightning.store.files import disk_problem, sync_folder
 from otel_lightning.transforms.derived import Manifest
+from otel_lightning.transforms.guard import check_expression, first_line
 from otel_lightning.transforms.steps import literal, quoted
 from otel_lightning.transforms.tables import open_tables, require_derived
 
@@ -131,16 +132,11 @@ def _copy(
 
 
 def _check_condition(connection: duckdb.DuckDBPyConnection, table: str, where: str) -> None:
-    query = f"select * from {quoted(table)} where (\n{where}\n)"
+    check_expression(connection, where, f"--where for {table}", table, row_by_row=True)
     try:
-        statements = connection.extract_statements(query)
-        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-            raise LightningError('--where takes one SQL condition, e.g. --where "reward > 0.5"')
-        connection.execute(f"explain {query}")
+        connection.execute(f"explain select * from {quoted(table)} where (\n{where}\n)")
     except duckdb.Error as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        hint = next((line for line in lines if line.startswith(("Candidate", "Did you mean"))), "")
-        raise LightningError(f"--where is not right for {table}: {lines[0]} {hint}".strip()) from None
+        raise LightningError(f"--where for {table}: {first_line(error)}") from None
 
 
 def _columns(connection: duckdb.DuckDBPyConnection, table: str, jsonl: bool) -> str:

@@ -16,6 +16,8 @@ SQL = files("otel_lightning.transforms") / "sql"
 PARAMETER = re.compile(r"\$([a-z_]+)\b")
 # What conventions say of spans comes before what a span is; credit between choices and credits.
 CONVENTIONS_BEFORE, CREDIT_BEFORE = "12_", "80_"
+# What is reduced over the live rows of every run, once the rows of this one are stored.
+REDUCES = ("90_baselines.sql", "92_pairs.sql")
 
 
 @dataclass(frozen=True)
@@ -33,15 +35,18 @@ class Step:
 
 @cache
 def steps(method: str) -> tuple[Step, ...]:
-    """Every step up to credits and trajectories, with the credit method's file in its place."""
+    """Every step up to credits and trajectories, with the credit method's file in its place.
+
+    A method that is no file of ours is the user's own; it is run behind `choices`.
+    """
     numbered = sorted(item.name for item in SQL.iterdir() if re.match(r"\d\d_.*\.sql$", item.name))
     found: list[Step] = []
     for name in numbered:
         if name.startswith(CONVENTIONS_BEFORE):
             found.append(recognised())
-        if name.startswith(CREDIT_BEFORE):
+        if name.startswith(CREDIT_BEFORE) and (SQL / "credit" / f"{method}.sql").is_file():
             found.append(Step("assigned", f"credit/{method}.sql", _read(f"credit/{method}.sql")))
-        if name != "90_baselines.sql":
+        if name not in REDUCES:
             found.append(_step(name))
     return tuple(found)
 
@@ -65,6 +70,18 @@ def baselines() -> Step:
     return _step("90_baselines.sql")
 
 
+def pairs() -> Step:
+    """The reduce that is run over the live answers, credits, returns and rollouts of tasks."""
+    return _step("92_pairs.sql")
+
+
+def signals() -> Step:
+    """All signals as one view: what each file finds, one after the other."""
+    named = sorted(item.name for item in (SQL / "signals").iterdir() if item.name.endswith(".sql"))
+    text = "\nunion all\n".join(f"select * from (\n{_read(f'signals/{name}')}\n)" for name in named)
+    return Step("signals", "signals", text)
+
+
 def keys(signal: str) -> Step:
     """The narrow index of one signal, or (found) what the steps add to it."""
     return Step("new_keys", f"keys/{signal}.sql", _read(f"keys/{signal}.sql"))
@@ -72,13 +89,15 @@ def keys(signal: str) -> Step:
 
 def views() -> tuple[Step, ...]:
     """Views over stored tables, in the order in which they build on one another."""
-    return tuple(_step(f"views/{name}.sql") for name in ("credits", "samples", "trajectories", "funnel"))
+    names = ("credits", "samples", "trajectories", "pairs", "funnel")
+    return (*(_step(f"views/{name}.sql") for name in names), signals())
 
 
 @cache
 def sql_sha256(method: str) -> str:
     """Identity of all SQL that a run depends on."""
-    texts = [step.text for step in (*steps(method), baselines(), keys("spans"), keys("events"), keys("found"))]
+    more = (baselines(), pairs(), keys("spans"), keys("events"), keys("found"), keys("names"))
+    texts = [step.text for step in (*steps(method), *more)]
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 

@@ -12,6 +12,7 @@ from otel_lightning.store.manifest import live_files
 from otel_lightning.store.tombstones import read_deleted
 from otel_lightning.transforms import steps
 from otel_lightning.transforms.derived import Manifest, define_deleted, define_live
+from otel_lightning.transforms.guard import lock
 from otel_lightning.transforms.shapes import empty_relation
 
 
@@ -44,10 +45,7 @@ def open_tables(
         for view in steps.views():
             connection.execute(f"create temp view {steps.quoted(view.table)} as {view.text}")
     if locked:
-        folders = [str(folder.absolute()) for folder in (home.root, writable) if folder is not None]
-        connection.execute(f"set allowed_directories = {steps.path_list(folders)}")
-        connection.execute("set enable_external_access = false")
-        connection.execute("set lock_configuration = true")
+        lock(connection, *(folder for folder in (home.root, writable) if folder is not None))
     return connection
 
 

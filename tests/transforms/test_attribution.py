@@ -18,7 +18,6 @@ from running import Otlp, Starter, attributes
 
 from otel_lightning.transforms.config import TransformConfig
 from otel_lightning.transforms.run import run_transform
-from otel_lightning.transforms.steps import SQL
 from otel_lightning.transforms.tables import open_tables
 
 ORDERS = 20
@@ -327,8 +326,6 @@ CASES: list[tuple[Case, str, dict[str, list[Any]]]] = [
     (case_15_the_reward_on_the_agent, "agent", BOTH),
     (case_16_no_start_time, "broadcast", BOTH),
 ]
-# Until credit/agent.sql is here.
-CASES = [case for case in CASES if (SQL / "credit" / f"{case[1]}.sql").is_file()]
 METHODS = sorted({method for _, method, _ in CASES})
 
 

@@ -18,7 +18,9 @@ import pytest
 from episodes import Writer, plain, requests, served, session
 from running import SCRIPTS, Process, Starter
 
+from otel_lightning.transforms.cli import main
 from otel_lightning.transforms.config import TransformConfig
+from otel_lightning.transforms.explain import explain
 from otel_lightning.transforms.run import run_transform
 from otel_lightning.transforms.tables import open_tables
 
@@ -134,16 +136,21 @@ def test_json_lines_hold_messages_and_a_condition_chooses(script: Script, derive
     ],
 )  # fmt: skip
 def test_a_wrong_export_costs_one_line_and_leaves_nothing(
-    script: Script, derived: Derived, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+    derived: Derived,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "mine.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
     lake = [] if "--lake" in arguments else ["--lake", str(derived.lake)]
-    done = script("lightning-transform", "export", *arguments, *lake)
-    assert done.returncode == 1
-    assert words in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert main(["export", *arguments, *lake]) == 1
+    said = capsys.readouterr().err
+    assert words in said and len(said.strip().splitlines()) == 1, said
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -180,6 +187,24 @@ def test_a_judge_in_any_language_stands_in_a_pipe(derived: Derived, tmp_path: Pa
             "select count(distinct (attributes_str['lightning.target.span_id'])) from events where attributes_str['gen_ai.evaluation.name'] = 'short'"
         ).fetchone()
     assert sent == (20,)
+
+
+def test_answers_are_readable_and_for_programs_exact(derived: Derived, capsys: pytest.CaptureFixture[str]) -> None:
+    def ask(query: str, *form: str) -> str:
+        assert main(["sql", query, "--lake", str(derived.lake), *form]) == 0
+        return capsys.readouterr().out
+
+    assert json.loads(ask("select 'nan'::double as n, [1.5, 'inf'::double] as l, 2.5::decimal(9, 2) as d, null as e, 'ü' as s", "--json")) == {
+        "n": None, "l": [1.5, None], "d": 2.5, "e": None, "s": "ü"
+    }  # fmt: skip
+    assert ask("select 1 as a where false", "--csv") == "a\n" and ask("select 1 as a where false", "--json") == ""
+    assert ask("select 1 as a, 'x,y' as b", "--csv") == 'a,b\n1,"x,y"\n'
+    wide = ask("select * from calls limit 2").splitlines()
+    assert (
+        wide[0] == "── row 1"
+        and any(line.strip().startswith("prompt_messages │ [") for line in wide)
+        and max(map(len, wide)) <= 200
+    )
 
 
 def test_a_long_answer_streams(derived: Derived) -> None:
@@ -237,6 +262,85 @@ def test_watch_runs_when_something_came_or_became_quiet_and_stops_when_told(
 def test_watch_without_a_lake_or_with_a_mistake_costs_one_line(script: Script, tmp_path: Path) -> None:
     done = script("lightning-transform", "watch", "--lake", str(tmp_path / "nowhere"))
     assert done.returncode == 1 and "there is no lake" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("where", "kept"),
+    [
+        (None, {"service-0", "service-1", "service-2"}),
+        ("service_name = 'service-1' -- the one", {"service-1"}),
+        ("service_name <> 'service-1' and calls > 0", {"service-0", "service-2"}),
+        ("nullif(service_name, 'service-1') = 'service-0'", {"service-0"}),  # NULL is not true
+    ],
+)
+def test_rollouts_that_are_not_asked_for_get_no_credit(
+    derived: Derived, tmp_path: Path, where: str | None, kept: set[str]
+) -> None:
+    lake = copied(derived.lake, tmp_path / "lake")
+    run_transform(lake, TransformConfig.model_validate(CONFIG | {"where": where}))
+    with open_tables(lake) as connection:
+        assert {row[0] for row in connection.execute("select distinct service_name from samples").fetchall()} == kept
+        dropped = connection.execute(
+            "select count(*) from rollouts join returns using (rollout_id) where dropped = 'where' and service_name not in (select unnest($kept))",
+            {"kept": sorted(kept)},
+        ).fetchone()
+        everything = connection.execute("select count(*) from rollouts where service_name not in (select unnest($kept))", {"kept": sorted(kept)}).fetchone()  # fmt: skip
+        assert dropped == everything
+        fell = connection.execute(
+            "select sum(rollouts) from funnel where stage = 'member' and reason = 'where'"
+        ).fetchone()
+        assert fell == ((everything or (0,))[0] or None,)
+
+
+def copied(lake: Path, beside: Path) -> Path:
+    """A lake with the same files and nothing derived yet."""
+    shutil.copytree(lake, beside, ignore=shutil.ignore_patterns("derived", "wal"))
+    return beside
+
+
+def test_only_what_arrived_since_a_day_is_read(script: Script, derived: Derived, tmp_path: Path) -> None:
+    lake = copied(derived.lake, tmp_path / "lake")
+    # What came first came a month ago.
+    entries = sorted((lake / "manifest").glob("*.json"), key=lambda path: json.loads(path.read_text())["first_seq"])
+    told = json.loads(entries[0].read_text())
+    for file in told["files"]:
+        path = lake / file["path"]
+        file["path"] = str(Path(file["path"]).parents[1] / "day=2026-01-05" / path.name)
+        (lake / file["path"]).parent.mkdir(exist_ok=True)
+        path.rename(lake / file["path"])
+    entries[0].write_text(json.dumps(told))
+    counts = {}
+    for since in ("2026-01-06", "2026-01-05", "7d"):
+        run_transform(lake, TransformConfig.model_validate(CONFIG | {"since": since}))
+        with open_tables(lake) as connection:
+            counts[since] = len(connection.execute("select rollout_id from rollouts").fetchall())
+        assert "files arrived since" not in explain(lake)
+    assert 0 < counts["2026-01-06"] == counts["7d"] < counts["2026-01-05"] == 30
+    (tmp_path / "transform.yaml").write_text(json.dumps(CONFIG))
+    done = script(
+        "lightning-transform", "run", "--lake", str(lake), "--config", str(tmp_path / "transform.yaml"), "--since", "7d"
+    )
+    assert "0 new files; 0 rollouts" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--since", "yesterday"], "'since': write a day, 2026-11-20, or how many days ago, 7d"),
+        (["--where", "servce_name = 'x'"], 'Candidate bindings: "service_name"'),
+        (["--where", "exists (select 1 from calls)"], "where: "),
+        (["--where", "rollout_id in (select content from read_text('/etc/passwd'))"], "where: "),
+        (["--where", "now() > '2020-01-01'"], "where: now() is not allowed"),
+        (["--where", "1 = 1) from rollouts; drop table rollouts; select (1"], "where: "),
+        (["--where", "sum(calls) > 1"], "where: "),
+    ],
+)  # fmt: skip
+def test_a_wrong_choice_of_what_to_run_on_costs_one_line(
+    derived: Derived, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert main(["run", "--lake", str(derived.lake), *arguments]) == 1
+    said = capsys.readouterr().err
+    assert words in said and len(said.strip().splitlines()) == 1, said
 
 
 @pytest.mark.parametrize("command", [[], ["watch"], ["export"], ["run"], ["sql"], ["show"]])

@@ -128,9 +128,10 @@ def transformed(
         connection.register("rows", rows)
         connection.execute(f"create temp table {signal} as select * from rows")
         connection.unregister("rows")
+    settings = TransformConfig.model_validate(config or {})
     for table, columns in ENGINE_TABLES.items():
         connection.execute(f"create temp table {table} ({columns})")
-    parameters = run._parameters(TransformConfig.model_validate(config or {}), NOW, "recipe")
+    parameters = run._parameters(settings, NOW, "recipe")
     for step in steps.steps("broadcast"):
         steps.create(connection, step, parameters)
         if step.table == upto:

@@ -268,7 +268,7 @@ class Writer:
 
 def plain(w: Writer) -> None:
     root, score = w.new_span(), w.score()
-    calls = [w.call(root, w.ask() if n == 0 else f"step {n} of {w.number}") for n in range(w.rng.randrange(1, 5))]
+    calls = [w.call(root, w.ask() if n == 0 else f"step {n} of {w.number}") for n in range(w.rng.randrange(2, 9))]
     w.root(span_id=root)
     w.reward(score, Target("trace", w.trace(), None), trace=w.trace(), span=root)
     w.credited(score, *calls)

@@ -11,6 +11,7 @@
         config: {credit: {gamma: 0.5}}         # optional, what transform.yaml would say; `now` in unix nanoseconds
         given: {calls: [{trace_id: t, …}]}     # any table upstream; what is not given is made of it by its own file
         expected: [{trace_id: t, step: 0}]     # every row, in any order; only the columns named are compared
+                                               # a given row with `times: 50` stands 50 times, `#` being the count
 
 Rows of `spans` and `events` are bare unless something is said, as the collector writes them, and `attributes` are
 sorted into columns and maps as it would. Lists and mappings stand for JSON where a column is text.
@@ -33,7 +34,8 @@ import yaml
 from otel_lightning.collector.schema import MOVED
 from otel_lightning.transforms import run, steps
 from otel_lightning.transforms.config import TransformConfig
-from otel_lightning.transforms.derived import KEYED, STORED_NAME
+from otel_lightning.transforms.derived import KEYED, REDUCED, STORED_NAME
+from otel_lightning.transforms.own_sql import COMPUTED
 from otel_lightning.transforms.shapes import empty_relation
 from otel_lightning.transforms.steps import Step, create, quoted
 
@@ -42,6 +44,11 @@ SIGNALS = ("spans", "events")
 ENGINE_TABLES = {
     "reward_names": "name varchar, weight double, combine varchar, is_outcome boolean",
     "reward_labels": "name varchar, label varchar, value double",
+    "prices": "model varchar, starts boolean, input decimal(18, 9), output decimal(18, 9)",
+    # What the user's own SQL fills while a run works.
+    "populations": "rollout_id varchar, population varchar",
+    "unwanted": "rollout_id varchar",
+    "computed_rewards": ", ".join(f"{name} {kind}" for name, kind in COMPUTED.items()),
 }
 NOW = 10**18
 NUMBERED = re.compile(r"\d\d_")
@@ -137,6 +144,18 @@ def _reads(text: str) -> set[str]:
     )
 
 
+def _repeated(rows: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    """Rows with `times: n` so often, with the count in place of each `#` of a text."""
+    for row in rows:
+        times = row.get("times", 1)
+        row = {name: value for name, value in row.items() if name != "times"}
+        for n in range(times):
+            yield {
+                name: value.replace("#", f"{n:02}") if isinstance(value, str) and times > 1 else value
+                for name, value in row.items()
+            }
+
+
 def _as_collected(table: str, row: dict[str, Any], number: int) -> dict[str, Any]:
     if table not in SIGNALS:
         return row
@@ -156,6 +175,12 @@ def _as_collected(table: str, row: dict[str, Any], number: int) -> dict[str, Any
             row.setdefault(column, value)
         else:
             bare[f"attributes_{kind}"][key] = json.dumps(value) if kind == "json" else value
+    whole = {
+        "events": {"time_unix_nano": 0, "name": "", "attributes": "{}", "dropped_attributes_count": 0},
+        "links": {"trace_id": "", "span_id": "", "trace_state": "", "flags": 0, "attributes": "{}", "dropped_attributes_count": 0},
+    }  # fmt: skip
+    for key in whole.keys() & row.keys():
+        row[key] = [whole[key] | item for item in row[key]]
     return bare | row
 
 
@@ -173,19 +198,18 @@ def worlds() -> dict[str, World]:
     for table, columns in ENGINE_TABLES.items():
         run_world.declare(table, f"({columns})")
     bound = parameters()
-    for step in (*steps.steps("broadcast"), steps.baselines(), *steps.conventions()):
+    for step in (*steps.steps("broadcast"), steps.baselines(), steps.pairs(), *steps.conventions()):
         run_world.add(step, bound)
-    for step in steps_in("credit"):
-        run_world.add(step, bound)
-    for step in steps_in("keys"):
-        run_world.add(step, bound)
-    for table in (*KEYED, "baselines"):
+    for folder in ("credit", "keys", "rewards"):
+        for step in steps_in(folder):
+            run_world.add(step, bound)
+    for table in (*KEYED, *REDUCED):
         columns = dict(run_world.columns[table])
         if table != "baselines":
             columns["revision"] = "INTEGER"
         definition = ", ".join(f"{quoted(name)} {kind}" for name, kind in columns.items())
-        view_world.declare(STORED_NAME.get(table, table), f"({definition})")
-    for step in steps.views():
+        view_world.declare((STORED_NAME | REDUCED).get(table, table), f"({definition})")
+    for step in (*steps.views(), *steps_in("signals")):
         view_world.add(step, bound)
     return {"run": run_world, "views": view_world}
 
@@ -209,9 +233,14 @@ def paths() -> list[str]:
 
 def steps_in(folder: str) -> list[Step]:
     """The files of a folder, each as the step that it is."""
-    tables = {"credit": "assigned", "keys": "new_keys"}
     named = [path for path in paths() if path.startswith(f"{folder}/")]
-    return [Step(tables[folder], path, (steps.SQL / path).read_text(encoding="utf-8")) for path in named]
+    return [Step(table_of(path), path, (steps.SQL / path).read_text(encoding="utf-8")) for path in named]
+
+
+def table_of(path: str) -> str:
+    """The table that a file's select becomes."""
+    name = re.sub(NUMBERED, "", path.rsplit("/", 1)[-1].removesuffix(".sql"), count=1)
+    return {"credit": "assigned", "keys": "new_keys"}.get(path.split("/")[0], name)
 
 
 @dataclass(frozen=True)
@@ -224,13 +253,11 @@ class SqlFile:
 
     @cached_property
     def world(self) -> World:
-        return worlds()["views" if self.path.startswith("views/") else "run"]
+        return worlds()["views" if self.path.startswith(("views/", "signals/")) else "run"]
 
     @cached_property
     def step(self) -> Step:
-        name = re.sub(NUMBERED, "", self.path.rsplit("/", 1)[-1].removesuffix(".sql"), count=1)
-        table = {"credit": "assigned", "keys": "new_keys"}.get(self.path.split("/")[0], name)
-        return Step(table, self.path, self.text)
+        return Step(table_of(self.path), self.path, self.text)
 
     def header(self, name: str) -> str:
         """What the file's own header says after `-- name:`."""
@@ -240,7 +267,7 @@ class SqlFile:
     def case(self, case: dict[str, Any]) -> None:
         """Run one case; Mistake with both tables when something is not as said."""
         given = {
-            table: [dict(self.said.get("defaults", {}).get(table, {})) | row for row in rows]
+            table: list(_repeated(dict(self.said.get("defaults", {}).get(table, {})) | row for row in rows))
             for table, rows in case["given"].items()
         }
         bound = parameters(case.get("config"), case.get("now", NOW))

@@ -65,7 +65,9 @@ select
         spans.resource_attributes ->> '$."lightning.rollout.id"', nullif(spans.resource_attributes ->> '$."agentlightning.rollout_id"', '')
     ) end as resource_rollout_id,
     len(spans.links) as link_count,
-    list_has_any(map_keys(spans.attributes_str), ['evaluation.name', 'annotation.name'])
+    list_has_any(map_keys(spans.attributes_str), ['evaluation.name', 'annotation.name', 'agentlightning.reward.0.name'])
+        or coalesce(spans.attributes_str['agentops.task.output'], spans.attributes_str['agentops.entity.output'], '')
+            like '%"type"%"reward"%'
         or len(list_filter(map_keys(spans.attributes_str), lambda k: k ~ '^((trace|session)\.)?(evaluations|annotations)\.')) > 0
         as carries_evaluation,
     case when spans.capture is not null then 'capture' else coalesce(claims.span_kind, 'other') end as span_kind,

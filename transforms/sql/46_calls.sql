@@ -1,6 +1,19 @@
 -- The table `calls`: one LLM call, wide, with its place in its episode.
 -- grain: one row per (trace_id, span_id)
 -- kind: bucket
+-- `price` is in the currency of the configured prices, NULL where model or tokens are unknown: missing is not free.
+with
+
+-- The price of the model's own name, else of the longest beginning.
+priced as (
+    select models.model, max_by(prices.input, (not prices.starts, len(prices.model))) as input,
+        max_by(prices.output, (not prices.starts, len(prices.model))) as output
+    from (select distinct model from call_facts where model is not null) as models
+    join prices
+        on prices.model = models.model or (prices.starts and starts_with(models.model, prices.model))
+    group by models.model
+)
+
 select
     facts.trace_id, facts.span_id, facts.parent_span_id, facts.scope_span_id, facts.agent_span_id,
     steps.rollout_id, steps.step,
@@ -18,6 +31,10 @@ select
     facts.logprobs_mode, facts.token_source, facts.prompt_hash,
     lineage.parent_trace_id as lineage_trace_id, lineage.parent_span_id as lineage_span_id, lineage.choice as lineage_choice,
     facts.content, facts.span_seq, facts.start_unix_nano, facts.end_unix_nano,
+    case when facts.start_unix_nano > 0 and facts.end_unix_nano >= facts.start_unix_nano
+        then (facts.end_unix_nano - facts.start_unix_nano)::double / 1e6 end as latency_ms,
+    ((facts.prompt_tokens::decimal(18, 0) * priced.input + facts.completion_tokens::decimal(18, 0) * priced.output)
+        * 0.000001::decimal(7, 6))::decimal(38, 12) as price,
     facts.error,
     facts.trainable and not facts.judge and steps.rollout_id is not null
         and not (coalesce(list_contains(facts.finish_reasons, 'length'), false) and $truncated = 'drop') as trainable,
@@ -40,5 +57,6 @@ from (
 ) as facts
 left join call_steps as steps using (trace_id, span_id)
 left join lineage using (trace_id, span_id)
+left join priced on priced.model = facts.model
 left join messages as prompts on $messages and prompts.trace_id = facts.prompt_trace_id and prompts.span_id = facts.prompt_span_id
 left join spoken as answers on $messages and answers.trace_id = facts.answer_trace_id and answers.span_id = facts.answer_span_id

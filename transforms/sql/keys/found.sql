@@ -68,6 +68,10 @@ named as (
     select node, 'p', target_response_id from reward_records where target_response_id is not null
     union all
     select node, 'q', target_tool_call_id from reward_records where target_tool_call_id is not null
+    union all
+    select node, 'p', response_id from reward_records where response_id is not null
+    union all
+    select node, 'q', tool_call_id from reward_records where tool_call_id is not null
 )
 
 select distinct

@@ -1,5 +1,6 @@
 -- `samples`: the (prompt, response, reward) tuple: narrow credits joined to wide calls.
--- grain: one row per credited answer (trace_id, span_id, choice)
+-- grain: one row per (trace_id, span_id, choice)
+-- kind: reduce
 with
 
 lengths as (
