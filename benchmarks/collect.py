@@ -36,6 +36,7 @@ from peers.sides import PROTOBUF, Server
 
 CONNECTIONS = 4
 KILL_REQUESTS = 60
+MAX_RESETS = 50
 OURS, FALLBACK, REDACTING = "lightning-collect", "lightning-collect, Python only", "lightning-collect, redacting"
 NUMBERS = itertools.count(1)
 
@@ -99,8 +100,14 @@ def drive(server: Server, bodies: list[Body], seconds: float, rate: float | None
                 response = connection.getresponse()
                 response.read()
             except (OSError, http.client.HTTPException) as error:
-                failures.append(f"{server.name}: {type(error).__name__}")
-                break
+                # A peer may close a connection that it was stopped on: it counts as refused, and a new one is made.
+                if server.is_ours or refused[worker] > MAX_RESETS:
+                    failures.append(f"{server.name}: {type(error).__name__}")
+                    break
+                refused[worker] += 1
+                connection.close()
+                connection = server.connect()
+                continue
             if response.status == 200:
                 latencies[worker].append((time.monotonic() - at) * 1000)
                 counts[worker] += SPANS_PER_REQUEST
