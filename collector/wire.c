@@ -23,7 +23,7 @@
 #endif
 
 #define EXPORT __attribute__((visibility("default")))
-#define WIRE_ABI 1
+#define WIRE_ABI 2
 #define MAX_DEPTH 20
 /* Ordinary sizes; what is larger is for the Python path to judge. */
 #define MANY 10000          /* attributes, events and links of one span together */
@@ -39,12 +39,16 @@ typedef struct { const uint8_t *p; size_t n; } Str;
 typedef struct { Str key, text; int kind, dead; int64_t number; double real; uint64_t hash; } Kv;
 typedef struct { const uint8_t *p, *end; uint32_t field, wire; uint64_t v; Str s; } It;
 typedef struct { uint8_t *p; int64_t n, room; } Buf;
-/* One leaf of the table. A string column has offsets; `valid` is one byte a row until it is packed to bits. */
-typedef struct { Buf data, offsets, valid; int64_t rows, nulls; } Column;
+typedef struct { uint32_t hash, id; } Slot; /* id is one more than the text's place; 0 is an empty slot */
+/* One leaf of the table. A string column has offsets; `valid` is one byte a row until it is packed to bits. Agents send
+   their history again with every call: while `shared`, data and offsets hold each text once, in order of appearance,
+   and `index` says which one a row has. */
+typedef struct { Buf data, offsets, valid, index; int64_t rows, nulls, count, shared; Slot *slots; int64_t slot_room; } Column;
 typedef struct { Str body; uint64_t received, seq; } Frame;
-typedef struct { Str text[8]; int has[8]; } Context;
+typedef struct { Str text[8]; int has[8]; int64_t id[8]; } Context; /* id: place among the shared texts, -1 before */
 typedef struct { Str span; uint64_t trace[2], start, seq, received; int64_t context; } Row;
-typedef struct { Str key; int is_int; } Moved; /* sorted by the key's length */
+enum { SHARED_TEXT, NUMBER, OWN_TEXT };
+typedef struct { Str key; int kind; } Moved; /* sorted by the key's length */
 
 /* The order in which the Python side expects the columns; the moved ones follow. */
 enum {
@@ -72,7 +76,8 @@ typedef struct {
     Context *contexts; int64_t context_count, context_room;
     const Moved *moved; int64_t moved_count; Str prompt_key, choice_prefix;
     int moved_of_length[64]; /* where the keys of a length begin in `moved`, which is sorted by length */
-    const Kv **moved_row;
+    int64_t at;              /* the row being written */
+    int64_t shared_bytes, shared_rows; /* up to so much of different texts in a column, of so many rows, is shared */
     Buf texts;               /* JSON of contexts, referred to by offset until it stops growing */
     uint64_t seed;
 } Decoder;
@@ -444,21 +449,144 @@ static int put_hex(Column *c, Str s) {
     return put_offset(c, c->data.n);
 }
 
-/* ---- keys: of one sent twice the last value stands, at the first one's place ---- */
+/* ---- texts that many rows have ---- */
 
+static inline uint64_t mix(uint64_t a, uint64_t b) {
+#ifdef __SIZEOF_INT128__
+    unsigned __int128 product = (unsigned __int128)a * b;
+    return (uint64_t)product ^ (uint64_t)(product >> 64);
+#else
+    uint64_t h = (a ^ (b << 29 | b >> 35)) * 0xff51afd7ed558ccdu;
+    h = (h ^ h >> 32 ^ b) * 0xc4ceb9fe1a85ec53u;
+    return h ^ h >> 29;
+#endif
+}
+
+static inline uint64_t eight(const uint8_t *p) { uint64_t w; memcpy(&w, p, 8); return w; }
+static inline uint64_t four(const uint8_t *p) { uint32_t w; memcpy(&w, p, 4); return w; }
+
+/* Three chains side by side: texts are long, and a multiplication takes longer than the next one has to wait. */
 static uint64_t hash(Str s, uint64_t seed) {
-    uint64_t h = seed ^ s.n * 0x9e3779b97f4a7c15u, w;
+    static const uint64_t k[] = {0x9e3779b97f4a7c15u, 0xbf58476d1ce4e5b9u, 0x94d049bb133111ebu, 0xd6e8feb86659fd93u};
     const uint8_t *p = s.p;
     size_t n = s.n;
-    for (; n >= 8; n -= 8, p += 8) {
-        memcpy(&w, p, 8);
-        h = (h ^ w) * 0xff51afd7ed558ccdu;
-        h ^= h >> 32;
-    }
-    for (w = 0; n; n--) w = w << 8 | *p++;
-    h = (h ^ w) * 0xc4ceb9fe1a85ec53u;
-    return h ^ h >> 29;
+    uint64_t a = 0, b = 0;
+    seed ^= k[0];
+    if (n > 16) {
+        uint64_t second = seed, third = seed;
+        for (; n > 48; n -= 48, p += 48) {
+            seed = mix(eight(p) ^ k[1], eight(p + 8) ^ seed);
+            second = mix(eight(p + 16) ^ k[2], eight(p + 24) ^ second);
+            third = mix(eight(p + 32) ^ k[3], eight(p + 40) ^ third);
+        }
+        seed ^= second ^ third;
+        for (; n > 16; n -= 16, p += 16) seed = mix(eight(p) ^ k[1], eight(p + 8) ^ seed);
+        a = eight(p + n - 16); /* the last sixteen, some of them for the second time */
+        b = eight(p + n - 8);
+    } else if (n >= 8) { a = eight(p); b = eight(p + n - 8); }
+    else if (n >= 4) { a = four(p); b = four(p + n - 4); }
+    else if (n) a = (uint64_t)p[0] << 16 | (uint64_t)p[n / 2] << 8 | p[n - 1];
+    return mix(k[1] ^ s.n, mix(a ^ k[1], b ^ seed));
 }
+
+/* Every row its own text again. */
+static int stop_sharing(Column *c) {
+    Buf data = {0}, offsets = {0}, old[2] = {c->data, c->offsets};
+    const int32_t *ends = (const int32_t *)(const void *)c->offsets.p, *ids = (const int32_t *)(const void *)c->index.p;
+    int64_t rows = c->index.n / 4;
+    c->data = data;
+    c->offsets = offsets;
+    c->shared = 0;
+    int done = put_offset(c, 0);
+    for (int64_t i = 0; done && i < rows; i++) {
+        int there = !c->valid.n || c->valid.p[i];
+        if (there) done = put(&c->data, old[0].p + ends[ids[i]], ends[ids[i] + 1] - ends[ids[i]]);
+        done = done && put_offset(c, c->data.n);
+    }
+    free(old[0].p);
+    free(old[1].p);
+    c->index.n = c->count = 0;
+    return done;
+}
+
+static int more_slots(Column *c) {
+    int64_t room = c->slot_room ? 2 * c->slot_room : 256;
+    Slot *slots = calloc((size_t)room, sizeof *slots);
+    TRY(slots);
+    for (int64_t i = 0; i < c->slot_room; i++) {
+        if (!c->slots[i].id) continue;
+        uint64_t at = c->slots[i].hash & (uint64_t)(room - 1);
+        while (slots[at].id) at = (at + 1) & (uint64_t)(room - 1);
+        slots[at] = c->slots[i];
+    }
+    free(c->slots);
+    c->slots = slots;
+    c->slot_room = room;
+    return 1;
+}
+
+static int put_id(Column *c, int64_t id) {
+    int32_t index = (int32_t)id;
+    return put(&c->index, &index, 4);
+}
+
+/* The text of one row, whose validity the caller sees to. The place of the text, if it is shared, goes to `id`. */
+static int put_shared(const Decoder *d, Column *c, Str s, uint64_t h, int64_t *id) {
+    if (c->shared) {
+        if (2 * c->count >= c->slot_room) TRY(more_slots(c));
+        const int32_t *ends = (const int32_t *)(const void *)c->offsets.p;
+        uint64_t mask = (uint64_t)(c->slot_room - 1), at = (uint32_t)h & mask;
+        for (; c->slots[at].id; at = (at + 1) & mask) {
+            if (c->slots[at].hash != (uint32_t)h) continue;
+            int64_t found = c->slots[at].id - 1;
+            if (ends[found + 1] - ends[found] != (int64_t)s.n || (s.n && memcmp(c->data.p + ends[found], s.p, s.n))) continue;
+            *id = found;
+            return put_id(c, found);
+        }
+        if (c->data.n + (int64_t)s.n + 4 * (c->count + 1) < d->shared_bytes) {
+            TRY(put(&c->data, s.p, (int64_t)s.n) && put_offset(c, c->data.n));
+            *id = c->count++;
+            c->slots[at] = (Slot){(uint32_t)h, (uint32_t)c->count};
+            return put_id(c, *id);
+        }
+        TRY(stop_sharing(c));
+    }
+    return put(&c->data, s.p, (int64_t)s.n) && put_offset(c, c->data.n);
+}
+
+static int put_shared_text(const Decoder *d, Column *c, Str s, uint64_t h) {
+    int64_t id;
+    c->rows++;
+    return put_shared(d, c, s, h, &id);
+}
+
+/* Rows up to `row` that have no value, all at once: most columns have none in most rows. */
+static int put_nulls(Column *c, int64_t row, int is_number) {
+    int64_t n = row - c->rows;
+    if (n <= 0) return 1;
+    Buf *b = is_number ? &c->data : c->shared ? &c->index : &c->offsets;
+    int64_t bytes = n * (is_number ? 8 : 4);
+    TRY(reserve(b, bytes) && reserve(&c->valid, n));
+    if (b == &c->offsets) {
+        int32_t end = (int32_t)c->data.n;
+        for (int64_t i = 0; i < n; i++) memcpy(b->p + b->n + 4 * i, &end, 4);
+    } else memset(b->p + b->n, 0, (size_t)bytes);
+    memset(c->valid.p + c->valid.n, 0, (size_t)n);
+    b->n += bytes;
+    c->valid.n += n;
+    c->rows = row;
+    c->nulls += n;
+    return 1;
+}
+
+/* This row's text, where most rows have none. */
+static int put_seldom(const Decoder *d, Column *c, Str s) {
+    int64_t id;
+    TRY(put_nulls(c, d->at, 0) && put_shared(d, c, s, hash(s, d->seed), &id));
+    return put_valid(c, 1);
+}
+
+/* ---- keys: of one sent twice the last value stands, at the first one's place ---- */
 
 /* What by_type keeps apart: texts, ints, doubles, bools, others. */
 static int group(int kind) { return kind >= TEXT && kind <= DOUBLE ? kind : 0; }
@@ -678,6 +806,7 @@ static int context_named(Decoder *d, Context *x, int which, const char *key, int
 
 static int read_context(Decoder *d, Context *x, Str resource, Str scope, Str resource_url, Str scope_url) {
     memset(x, 0, sizeof *x);
+    for (int i = 0; i < 8; i++) x->id[i] = -1;
     int64_t n = attributes(d, resource, 1, 0), from;
     TRY(n >= 0);
     TRY(context_named(d, x, X_SERVICE, "service.name", n) && context_named(d, x, X_INSTANCE, "service.instance.id", n));
@@ -887,15 +1016,29 @@ static int moved_index(const Decoder *d, const Kv *kv) {
     if (kv->key.n > 63 || (kv->kind != TEXT && kv->kind != INT)) return -1;
     for (int64_t i = d->moved_of_length[kv->key.n]; i < d->moved_count && d->moved[i].key.n == kv->key.n; i++) {
         const Moved *m = &d->moved[i];
-        if (m->is_int == (kv->kind == INT) && !memcmp(m->key.p, kv->key.p, kv->key.n)) return (int)i;
+        if ((m->kind == NUMBER) == (kv->kind == INT) && !memcmp(m->key.p, kv->key.p, kv->key.n)) return (int)i;
     }
     return -1;
+}
+
+static int put_moved(Decoder *d, int which, const Kv *kv) {
+    Column *c = d->columns + C_MOVED + which;
+    if (d->moved[which].kind != NUMBER) return put_seldom(d, c, kv->text);
+    return put_nulls(c, d->at, 1) && put(&c->data, &kv->number, 8) && put_valid(c, 1);
+}
+
+static int put_context(Decoder *d, Context *x, int which) {
+    Column *c = d->columns + C_CONTEXT + which;
+    if (which == X_RESOURCE_ATTRIBUTES || which == X_SCOPE_ATTRIBUTES) c->rows++;
+    else if (!x->has[which]) return 1;
+    else TRY(put_nulls(c, d->at, 0) && put_valid(c, 1));
+    if (c->shared && x->id[which] >= 0) return put_id(c, x->id[which]);
+    return put_shared(d, c, x->text[which], hash(x->text[which], d->seed), &x->id[which]);
 }
 
 static int put_attributes(Decoder *d, int64_t n) {
     Column *c = d->columns;
     TRY(unique(d, d->kvs, n, 1, 1));
-    memset(d->moved_row, 0, (size_t)d->moved_count * sizeof *d->moved_row);
     int others = 0;
     for (int64_t i = 0; i < n; i++) others += !d->kvs[i].dead && !group(d->kvs[i].kind);
     if (others) {
@@ -910,11 +1053,11 @@ static int put_attributes(Decoder *d, int64_t n) {
         const Kv *kv = &d->kvs[i];
         if (kv->dead) continue;
         int moved = moved_index(d, kv);
-        if (moved >= 0) { d->moved_row[moved] = kv; continue; }
+        if (moved >= 0) { TRY(put_moved(d, moved, kv)); continue; }
         int map = kv->kind == TEXT ? C_MAP_STR : kv->kind == INT ? C_MAP_INT : kv->kind == DOUBLE ? C_MAP_DBL : kv->kind == BOOL ? C_MAP_BOOL : C_MAP_JSON;
-        TRY(put_text(c + map, kv->key));
+        TRY(put_shared_text(d, c + map, kv->key, kv->hash));
         switch (map) {
-        case C_MAP_STR: TRY(put_text(c + map + 1, kv->text)); break;
+        case C_MAP_STR: TRY(put_shared_text(d, c + map + 1, kv->text, hash(kv->text, d->seed))); break;
         case C_MAP_INT: TRY(put_i64(c + map + 1, kv->number)); break;
         case C_MAP_DBL: TRY(put_f64(c + map + 1, kv->real)); break;
         case C_MAP_BOOL: TRY(put_u8(c + map + 1, (uint8_t)kv->number)); break;
@@ -927,14 +1070,6 @@ static int put_attributes(Decoder *d, int64_t n) {
         }
     }
     for (int i = 0; i < 5; i++) TRY(put_offset(c + C_MAP_OFFSETS + i, c[C_MAP_STR + 2 * i].rows));
-    for (int64_t i = 0; i < d->moved_count; i++) {
-        const Kv *kv = d->moved_row[i];
-        Column *column = c + C_MOVED + i;
-        if (d->moved[i].is_int) {
-            int64_t number = kv ? kv->number : 0;
-            TRY(put(&column->data, &number, 8) && put_valid(column, kv != NULL));
-        } else TRY(put_text_or_null(column, kv ? kv->text : (Str){0, 0}, kv != NULL));
-    }
     return 1;
 }
 
@@ -992,14 +1127,10 @@ static int read_span(Decoder *d, const Row *row) {
     TRY(put_u64(c + C_SEQ, row->seq) && put_u64(c + C_RECEIVED, row->received) && put_hex(c + C_TRACE, trace) && put_hex(c + C_SPAN, span));
     TRY(put_hex(c + C_PARENT, has_parent ? parent : (Str){0, 0}));
     c[C_PARENT].rows--; /* counted once more by its validity */
-    TRY(put_valid(c + C_PARENT, has_parent) && put_text_or_null(c + C_STATE, state, state.n > 0) && put_u32(c + C_FLAGS, (uint32_t)flags));
-    TRY(put_text(c + C_NAME, name) && put_u8(c + C_KIND, (uint8_t)tiny(kind)) && put_u64(c + C_START, row->start) && put_u64(c + C_END, end));
-    TRY(put_u8(c + C_STATUS, (uint8_t)tiny(code)) && put_text_or_null(c + C_STATUS_MESSAGE, message, message.n > 0));
-    const Context *x = &d->contexts[row->context];
-    for (int i = 0; i < 8; i++) {
-        if (i == X_RESOURCE_ATTRIBUTES || i == X_SCOPE_ATTRIBUTES) TRY(put_text(c + C_CONTEXT + i, x->text[i]));
-        else TRY(put_text_or_null(c + C_CONTEXT + i, x->text[i], x->has[i]));
-    }
+    TRY(put_valid(c + C_PARENT, has_parent) && (!state.n || put_seldom(d, c + C_STATE, state)) && put_u32(c + C_FLAGS, (uint32_t)flags));
+    TRY(put_shared_text(d, c + C_NAME, name, hash(name, d->seed)) && put_u8(c + C_KIND, (uint8_t)tiny(kind)) && put_u64(c + C_START, row->start) && put_u64(c + C_END, end));
+    TRY(put_u8(c + C_STATUS, (uint8_t)tiny(code)) && (!message.n || put_seldom(d, c + C_STATUS_MESSAGE, message)));
+    for (int i = 0; i < 8; i++) TRY(put_context(d, &d->contexts[row->context], i));
     return put_u32(c + C_DROPPED_ATTRIBUTES, (uint32_t)dropped[0]) && put_u32(c + C_DROPPED_EVENTS, (uint32_t)dropped[1]) &&
            put_u32(c + C_DROPPED_LINKS, (uint32_t)dropped[2]);
 }
@@ -1028,8 +1159,21 @@ static int decode(Decoder *d, const Frame *frames, int64_t count) {
     for (size_t i = 0; i < sizeof with_offsets / sizeof *with_offsets; i++) TRY(put_offset(d->columns + with_offsets[i], 0));
     for (int i = 0; i < 8; i++) TRY(put_offset(d->columns + C_CONTEXT + i, 0));
     for (int i = 0; i < 5; i++) TRY(put_offset(d->columns + C_MAP_OFFSETS + i, 0));
-    for (int64_t i = 0; i < d->moved_count; i++) if (!d->moved[i].is_int) TRY(put_offset(d->columns + C_MOVED + i, 0));
-    for (int64_t i = 0; i < d->rows; i++) TRY(read_span(d, &d->row[i]));
+    for (int64_t i = 0; i < d->moved_count; i++) if (d->moved[i].kind != NUMBER) TRY(put_offset(d->columns + C_MOVED + i, 0));
+    static const int shared[] = {C_STATE, C_NAME, C_STATUS_MESSAGE, C_MAP_STR, C_MAP_STR + 1, C_MAP_INT, C_MAP_DBL, C_MAP_BOOL, C_MAP_JSON};
+    int sharing = d->rows <= d->shared_rows;
+    for (size_t i = 0; i < sizeof shared / sizeof *shared; i++) d->columns[shared[i]].shared = sharing;
+    for (int i = 0; i < 8; i++) d->columns[C_CONTEXT + i].shared = sharing;
+    for (int64_t i = 0; i < d->moved_count; i++) d->columns[C_MOVED + i].shared = sharing && d->moved[i].kind == SHARED_TEXT;
+    for (d->at = 0; d->at < d->rows; d->at++) TRY(read_span(d, &d->row[d->at]));
+    for (int64_t i = 0; i < d->column_count; i++) {
+        Column *column = d->columns + i;
+        int is_number = i >= C_MOVED && d->moved[i - C_MOVED].kind == NUMBER;
+        int is_seldom = i >= C_MOVED || i == C_STATE || i == C_STATUS_MESSAGE ||
+                        (i >= C_CONTEXT && i < C_CONTEXT + 8 && i != C_CONTEXT + X_RESOURCE_ATTRIBUTES && i != C_CONTEXT + X_SCOPE_ATTRIBUTES);
+        if (column->shared && !column->count) TRY(stop_sharing(column)); /* nothing but nulls, or no rows */
+        if (is_seldom) TRY(put_nulls(column, d->rows, is_number));
+    }
     for (int64_t i = 0; i < d->column_count; i++) pack_bits(&d->columns[i].valid);
     pack_bits(&d->columns[C_MAP_BOOL + 1].data);
     return 1;
@@ -1040,6 +1184,8 @@ static void free_columns(Column *columns, int64_t count) {
         free(columns[i].data.p);
         free(columns[i].offsets.p);
         free(columns[i].valid.p);
+        free(columns[i].index.p);
+        free(columns[i].slots);
     }
     free(columns);
 }
@@ -1052,8 +1198,10 @@ static Column *take_columns(int64_t count) {
     Column *columns = atomic_exchange(&spare, NULL);
     if (columns && atomic_load(&spare_count) == count) {
         for (int64_t i = 0; i < count; i++) {
-            columns[i].data.n = columns[i].offsets.n = columns[i].valid.n = 0;
-            columns[i].rows = columns[i].nulls = 0;
+            Column *c = columns + i;
+            c->data.n = c->offsets.n = c->valid.n = c->index.n = 0;
+            c->rows = c->nulls = c->count = c->shared = 0;
+            if (c->slots) memset(c->slots, 0, (size_t)c->slot_room * sizeof *c->slots);
         }
         return columns;
     }
@@ -1063,7 +1211,8 @@ static Column *take_columns(int64_t count) {
 
 static void give_columns(Column *columns, int64_t count) {
     int64_t room = 0, before = 0;
-    for (int64_t i = 0; columns && i < count; i++) room += columns[i].data.room + columns[i].offsets.room + columns[i].valid.room;
+    for (int64_t i = 0; columns && i < count; i++) 
+        room += columns[i].data.room + columns[i].offsets.room + columns[i].valid.room + columns[i].index.room + columns[i].slot_room * (int64_t)sizeof(Slot);
     /* One table's shape is all there is in a process; a huge one is not kept. */
     Column *none = NULL;
     int fits = columns && room <= SPARE_BYTES && (atomic_compare_exchange_strong(&spare_count, &before, count) || before == count);
@@ -1080,14 +1229,15 @@ EXPORT void wire_free(Decoder *d) {
 /* Columns of all spans in `frames`, to be freed with wire_free; NULL to let the Python path do it. When slow_doubles
    is not 0 and `written` was NULL, the columns are not complete: write the doubles and call again. */
 EXPORT Decoder *wire_decode(const Frame *frames, int64_t count, const Moved *moved, int64_t moved_count, Str prompt_key,
-                            Str choice_prefix, uint64_t seed, const char *written) {
+                            Str choice_prefix, uint64_t seed, int64_t shared_bytes, int64_t shared_rows, const char *written) {
     Decoder *d = calloc(1, sizeof *d);
     if (!d) return NULL;
     d->column_count = C_MOVED + moved_count;
     d->columns = take_columns(d->column_count);
     d->moved = moved;
     d->moved_count = moved_count;
-    d->moved_row = calloc((size_t)moved_count + 1, sizeof *d->moved_row);
+    d->shared_bytes = shared_bytes;
+    d->shared_rows = shared_rows;
     d->prompt_key = prompt_key;
     d->choice_prefix = choice_prefix;
     d->seed = seed;
@@ -1096,8 +1246,7 @@ EXPORT Decoder *wire_decode(const Frame *frames, int64_t count, const Moved *mov
         while (i > 0 && moved[i - 1].key.n >= (size_t)n) i--;
         d->moved_of_length[n] = (int)i;
     }
-    int done = d->columns && d->moved_row && choice_prefix.n < 100 && decode(d, frames, count);
-    free(d->moved_row);
+    int done = d->columns && choice_prefix.n < 100 && decode(d, frames, count);
     free(d->kvs);
     free(d->table);
     free(d->row);
