@@ -31,12 +31,14 @@
 #define TOO_MANY (1 << 20)  /* attributes that are not even decoded here: each costs 90 bytes meanwhile */
 #define INT32_LIMIT 0x7fffffff
 #define SPARE_BYTES (256 << 20)
+#define AHEAD 512 /* bytes */
 #define SMALL_LIST 8 /* up to so many keys are compared with each other, more go through a hash table */
+#define MANY_KEYS (1 << 16) /* different keys of attributes that are remembered from span to span */
 
 enum { NONE, TEXT, BOOL, INT, DOUBLE, ARRAY, KVLIST, BYTES, STRINDEX }; /* AnyValue's field numbers */
 
 typedef struct { const uint8_t *p; size_t n; } Str;
-typedef struct { Str key, text; int kind, dead; int64_t number; double real; uint64_t hash; } Kv;
+typedef struct { Str key, text; int kind, dead; int64_t number; double real; uint64_t hash; uint32_t which; } Kv;
 typedef struct { const uint8_t *p, *end; uint32_t field, wire; uint64_t v; Str s; } It;
 typedef struct { uint8_t *p; int64_t n, room; } Buf;
 typedef struct { uint32_t hash, id; } Slot; /* id is one more than the text's place; 0 is an empty slot */
@@ -64,6 +66,15 @@ enum {
     C_MOVED = C_MAP_OFFSETS + 5
 };
 
+/* A key that spans have, of one group of types: what was found out about it holds for every span. */
+typedef struct {
+    Str text;
+    uint64_t hash;
+    int64_t row, place, id; /* the last span that had it, where in its attributes; its place among the shared keys */
+    int group, moved;
+    uint32_t next;          /* one more than the key that came after it last time, very likely again: 0 before */
+} Key;
+
 typedef struct {
     Column *columns;
     int64_t column_count, rows, slow_doubles;
@@ -72,6 +83,9 @@ typedef struct {
     const char *written;     /* those doubles as text, one NUL-ended piece after another, or NULL in the first pass */
     Kv *kvs; int64_t kv_room;
     uint32_t *table; int64_t table_room;
+    Key *keys; int64_t key_count, key_room;
+    Slot *key_slots; int64_t key_slot_room;
+    uint32_t first_key;
     Row *row; int64_t row_room;
     Context *contexts; int64_t context_count, context_room;
     const Moved *moved; int64_t moved_count; Str prompt_key, choice_prefix;
@@ -509,19 +523,20 @@ static int stop_sharing(Column *c) {
     return done;
 }
 
-static int more_slots(Column *c) {
-    int64_t room = c->slot_room ? 2 * c->slot_room : 256;
+static int more_slots(Slot **before, int64_t *before_room) {
+    int64_t room = *before_room ? 2 * *before_room : 256;
     Slot *slots = calloc((size_t)room, sizeof *slots);
     TRY(slots);
-    for (int64_t i = 0; i < c->slot_room; i++) {
-        if (!c->slots[i].id) continue;
-        uint64_t at = c->slots[i].hash & (uint64_t)(room - 1);
+    for (int64_t i = 0; i < *before_room; i++) {
+        Slot slot = (*before)[i];
+        if (!slot.id) continue;
+        uint64_t at = slot.hash & (uint64_t)(room - 1);
         while (slots[at].id) at = (at + 1) & (uint64_t)(room - 1);
-        slots[at] = c->slots[i];
+        slots[at] = slot;
     }
-    free(c->slots);
-    c->slots = slots;
-    c->slot_room = room;
+    free(*before);
+    *before = slots;
+    *before_room = room;
     return 1;
 }
 
@@ -533,7 +548,7 @@ static int put_id(Column *c, int64_t id) {
 /* The text of one row, whose validity the caller sees to. The place of the text, if it is shared, goes to `id`. */
 static int put_shared(const Decoder *d, Column *c, Str s, uint64_t h, int64_t *id) {
     if (c->shared) {
-        if (2 * c->count >= c->slot_room) TRY(more_slots(c));
+        if (2 * c->count >= c->slot_room) TRY(more_slots(&c->slots, &c->slot_room));
         const int32_t *ends = (const int32_t *)(const void *)c->offsets.p;
         uint64_t mask = (uint64_t)(c->slot_room - 1), at = (uint32_t)h & mask;
         for (; c->slots[at].id; at = (at + 1) & mask) {
@@ -591,25 +606,20 @@ static int put_seldom(const Decoder *d, Column *c, Str s) {
 /* What by_type keeps apart: texts, ints, doubles, bools, others. */
 static int group(int kind) { return kind >= TEXT && kind <= DOUBLE ? kind : 0; }
 
-static int same_key(const Kv *a, const Kv *b, int typed) {
-    return a->key.n == b->key.n && (!typed || group(a->kind) == group(b->kind)) && !memcmp(a->key.p, b->key.p, a->key.n);
-}
+static int same(Str a, Str b) { return a.n == b.n && !memcmp(a.p, b.p, a.n); }
 
 static void replace(Kv *first, Kv *later) {
     Str key = first->key;
-    uint64_t h = first->hash;
     *first = *later;
     first->key = key;
-    first->hash = h;
     later->dead = 1;
 }
 
-/* `typed`: keys count as equal only within one group of types. Leaves an index in d->table when `indexed`. */
-static int unique(Decoder *d, Kv *kv, int64_t n, int typed, int indexed) {
-    if (n <= SMALL_LIST && !indexed) {
+static int unique(Decoder *d, Kv *kv, int64_t n) {
+    if (n <= SMALL_LIST) {
         for (int64_t i = 1; i < n; i++)
             for (int64_t j = 0; j < i; j++)
-                if (!kv[j].dead && same_key(&kv[j], &kv[i], typed)) { replace(&kv[j], &kv[i]); break; }
+                if (!kv[j].dead && same(kv[j].key, kv[i].key)) { replace(&kv[j], &kv[i]); break; }
         return 1;
     }
     int64_t size = 64;
@@ -622,13 +632,70 @@ static int unique(Decoder *d, Kv *kv, int64_t n, int typed, int indexed) {
     }
     memset(d->table, 0, (size_t)size * sizeof *d->table);
     for (int64_t i = 0; i < n; i++) {
-        kv[i].hash = hash(kv[i].key, d->seed + (uint64_t)(typed ? group(kv[i].kind) : 0));
-        uint64_t at = kv[i].hash & (uint64_t)(size - 1);
+        uint64_t h = hash(kv[i].key, d->seed), at = h & (uint64_t)(size - 1);
         for (; d->table[at]; at = (at + 1) & (uint64_t)(size - 1)) {
             Kv *other = &kv[d->table[at] - 1];
-            if (other->hash == kv[i].hash && same_key(other, &kv[i], typed)) { replace(other, &kv[i]); break; }
+            if (other->hash == h && same(other->key, kv[i].key)) { replace(other, &kv[i]); other->hash = h; break; }
         }
-        if (!kv[i].dead) d->table[at] = (uint32_t)i + 1;
+        if (kv[i].dead) continue;
+        kv[i].hash = h;
+        d->table[at] = (uint32_t)i + 1;
+    }
+    return 1;
+}
+
+/* The slot of a key of one group of types, empty when it is not known. */
+static Slot *key_slot(Decoder *d, Str text, int group, uint64_t h) {
+    uint64_t mask = (uint64_t)(d->key_slot_room - 1), at = h & mask;
+    for (; d->key_slots[at].id; at = (at + 1) & mask) {
+        const Key *key = &d->keys[d->key_slots[at].id - 1];
+        if (key->hash == h && key->group == group && same(key->text, text)) break;
+    }
+    return &d->key_slots[at];
+}
+
+static int moved_index(const Decoder *d, const Kv *kv);
+
+/* The known key of an attribute, as kv->which; `before` is one more than that of the attribute before it, or 0. */
+static int know_key(Decoder *d, Kv *kv, uint32_t before) {
+    int g = group(kv->kind);
+    uint32_t likely = before ? d->keys[before - 1].next : d->first_key;
+    if (likely && d->keys[likely - 1].group == g && same(d->keys[likely - 1].text, kv->key)) {
+        kv->which = likely - 1;
+        return 1;
+    }
+    if (2 * d->key_count >= d->key_slot_room) TRY(more_slots(&d->key_slots, &d->key_slot_room));
+    uint64_t h = hash(kv->key, d->seed + (uint64_t)g);
+    Slot *slot = key_slot(d, kv->key, g, h);
+    if (!slot->id) {
+        if (d->key_count == d->key_room) {
+            int64_t room = d->key_room ? 2 * d->key_room : 256;
+            Key *keys = realloc(d->keys, (size_t)room * sizeof *keys);
+            TRY(keys);
+            d->keys = keys;
+            d->key_room = room;
+        }
+        d->keys[d->key_count] = (Key){kv->key, h, -1, 0, -1, g, moved_index(d, kv), 0};
+        *slot = (Slot){(uint32_t)h, (uint32_t)++d->key_count};
+    }
+    kv->which = slot->id - 1;
+    *(before ? &d->keys[before - 1].next : &d->first_key) = slot->id;
+    return 1;
+}
+
+/* Of a key sent twice the last value of a group of types stands: the attributes d->kvs[0..n) of the span d->at. */
+static int know_keys(Decoder *d, int64_t n) {
+    if (d->key_count > MANY_KEYS) { /* keys that are made up as they go: nothing to remember */
+        memset(d->key_slots, 0, (size_t)d->key_slot_room * sizeof *d->key_slots);
+        d->key_count = d->first_key = 0;
+    }
+    uint32_t before = 0; /* one more than the key of the attribute before */
+    for (int64_t i = 0; i < n; i++) {
+        TRY(know_key(d, &d->kvs[i], before));
+        before = d->kvs[i].which + 1;
+        Key *key = &d->keys[before - 1];
+        if (key->row == d->at) replace(&d->kvs[key->place], &d->kvs[i]);
+        else { key->row = d->at; key->place = i; }
     }
     return 1;
 }
@@ -744,7 +811,7 @@ static int json_any(Decoder *d, Buf *b, const Kv *value, int depth, int64_t top)
 
 /* The key-values d->kvs[from..to) as one object. */
 static int json_object(Decoder *d, Buf *b, int64_t from, int64_t to, int depth) {
-    TRY(unique(d, d->kvs + from, to - from, 0, 0));
+    TRY(unique(d, d->kvs + from, to - from));
     int first = 1;
     TRY(put_byte(b, '{'));
     for (int64_t i = from; i < to; i++) {
@@ -971,19 +1038,14 @@ static int put_list(Column *c, const Kv *value, int doubles) {
     return fits;
 }
 
-static Kv *other_named(Decoder *d, int64_t n, Str key) {
-    int64_t size = 64;
-    while (size < 2 * n) size *= 2;
-    uint64_t h = hash(key, d->seed), at = h & (uint64_t)(size - 1);
-    for (; d->table[at]; at = (at + 1) & (uint64_t)(size - 1)) {
-        Kv *kv = &d->kvs[d->table[at] - 1];
-        if (kv->hash == h && !group(kv->kind) && kv->key.n == key.n && !memcmp(kv->key.p, key.p, key.n)) return kv;
-    }
-    return NULL;
+/* An attribute of the span d->at whose value is no scalar. */
+static Kv *other_named(Decoder *d, Str text) {
+    uint32_t id = key_slot(d, text, 0, hash(text, d->seed))->id;
+    return id && d->keys[id - 1].row == d->at ? &d->kvs[d->keys[id - 1].place] : NULL;
 }
 
 /* lightning.choice.N.token_ids and .logprobs, N from 0, as the list of choices; what fits no list stays an attribute. */
-static int put_choices(Decoder *d, int64_t n) {
+static int put_choices(Decoder *d) {
     Column *c = d->columns;
     int64_t count = 0;
     for (;; count++) {
@@ -993,7 +1055,7 @@ static int put_choices(Decoder *d, int64_t n) {
         Kv *found[2];
         for (int i = 0; i < 2; i++) {
             int length = snprintf(key, sizeof key, "%.*s%lld.%s", (int)d->choice_prefix.n, (const char *)d->choice_prefix.p, (long long)count, names[i]);
-            found[i] = other_named(d, n, (Str){(const uint8_t *)key, (size_t)length});
+            found[i] = other_named(d, (Str){(const uint8_t *)key, (size_t)length});
         }
         int fits[2] = {0, 0};
         for (int i = 0; i < 2; i++) {
@@ -1038,24 +1100,26 @@ static int put_context(Decoder *d, Context *x, int which) {
 
 static int put_attributes(Decoder *d, int64_t n) {
     Column *c = d->columns;
-    TRY(unique(d, d->kvs, n, 1, 1));
+    TRY(know_keys(d, n));
     int others = 0;
     for (int64_t i = 0; i < n; i++) others += !d->kvs[i].dead && !group(d->kvs[i].kind);
     if (others) {
-        Kv *prompt = other_named(d, n, d->prompt_key);
+        Kv *prompt = other_named(d, d->prompt_key);
         int fits = prompt ? put_list(c + C_PROMPT_VALUES, prompt, 0) : 0;
         TRY(fits >= 0);
         if (fits) prompt->dead = 1;
-        TRY(put_valid(c + C_PROMPT_IDS, fits) && put_choices(d, n));
+        TRY(put_valid(c + C_PROMPT_IDS, fits) && put_choices(d));
     } else TRY(put_valid(c + C_PROMPT_IDS, 0) && put_valid(c + C_CHOICES, 0) && put_offset(c + C_CHOICES, c[C_CHOICE_IDS].rows));
     TRY(put_offset(c + C_PROMPT_IDS, c[C_PROMPT_VALUES].rows));
     for (int64_t i = 0; i < n; i++) {
         const Kv *kv = &d->kvs[i];
         if (kv->dead) continue;
-        int moved = moved_index(d, kv);
-        if (moved >= 0) { TRY(put_moved(d, moved, kv)); continue; }
+        Key *key = &d->keys[kv->which];
+        if (key->moved >= 0) { TRY(put_moved(d, key->moved, kv)); continue; }
         int map = kv->kind == TEXT ? C_MAP_STR : kv->kind == INT ? C_MAP_INT : kv->kind == DOUBLE ? C_MAP_DBL : kv->kind == BOOL ? C_MAP_BOOL : C_MAP_JSON;
-        TRY(put_shared_text(d, c + map, kv->key, kv->hash));
+        c[map].rows++;
+        if (c[map].shared && key->id >= 0) TRY(put_id(c + map, key->id));
+        else TRY(put_shared(d, c + map, kv->key, key->hash, &key->id));
         switch (map) {
         case C_MAP_STR: TRY(put_shared_text(d, c + map + 1, kv->text, hash(kv->text, d->seed))); break;
         case C_MAP_INT: TRY(put_i64(c + map + 1, kv->number)); break;
@@ -1071,6 +1135,11 @@ static int put_attributes(Decoder *d, int64_t n) {
     }
     for (int i = 0; i < 5; i++) TRY(put_offset(c + C_MAP_OFFSETS + i, c[C_MAP_STR + 2 * i].rows));
     return 1;
+}
+
+/* Have 256 bytes on their way. Any address will do: nothing is read. */
+static inline void ahead(const uint8_t *p, uintptr_t far) {
+    for (uintptr_t i = far; i < far + 256; i += 64) __builtin_prefetch((const void *)((uintptr_t)p + i));
 }
 
 static int tiny(uint64_t v) { return v <= 127 ? (int)v : 0; }
@@ -1093,6 +1162,7 @@ static int read_span(Decoder *d, const Row *row) {
         case 8: ONCE(1); end = it.v; break;
         case 9: {
             Kv kv, *place;
+            ahead(it.p, AHEAD); /* the processor does not see in time how far a span goes on */
             TRY(it.wire == 2 && key_value(it.s, &kv) && (place = push_kv(d, &n)));
             *place = kv;
             break;
@@ -1249,6 +1319,8 @@ EXPORT Decoder *wire_decode(const Frame *frames, int64_t count, const Moved *mov
     int done = d->columns && choice_prefix.n < 100 && decode(d, frames, count);
     free(d->kvs);
     free(d->table);
+    free(d->keys);
+    free(d->key_slots);
     free(d->row);
     free(d->contexts);
     free(d->texts.p);
