@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from otel_lightning.collector.wal import Frame
 
 Bytes = bytes | bytearray | memoryview
-ABI = 2  # wire.c's WIRE_ABI: a library built from an older file is not used
+ABI = 3  # wire.c's WIRE_ABI: a library built from an older file is not used
+SHORT_BYTES = 64 << 10
 VARIABLE = "LIGHTNING_COLLECT_DECODER"
 LIBRARY = Path(__file__).with_name("wire" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so"))
 
@@ -95,10 +96,15 @@ def _load(path: Path = LIBRARY) -> Any:
             return None
     except (OSError, AttributeError):
         return None
-    library.wire_check.argtypes = (ctypes.c_void_p, ctypes.c_int64)
-    library.wire_check.restype = ctypes.c_int64
-    library.wire_crc32c.argtypes = (ctypes.c_uint32, ctypes.c_void_p, ctypes.c_int64)
-    library.wire_crc32c.restype = ctypes.c_int64
+    # What is over in microseconds is called without giving up Python's lock: having it back would take longer.
+    library.short = ctypes.PyDLL(str(path))
+    for handle in (library, library.short):
+        handle.wire_check.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.POINTER(ctypes.c_int64))
+        handle.wire_check.restype = ctypes.c_int64
+        handle.wire_crc32c.argtypes = (ctypes.c_uint32, ctypes.c_void_p, ctypes.c_int64)
+        handle.wire_crc32c.restype = ctypes.c_int64
+    library.short.wire_crc32c_behind.argtypes = (ctypes.c_uint32, ctypes.c_uint32, ctypes.c_int64)
+    library.short.wire_crc32c_behind.restype = ctypes.c_uint32
     library.wire_decode.argtypes = (
         ctypes.POINTER(_Frame),
         ctypes.c_int64,
@@ -128,18 +134,31 @@ def available() -> bool:
 def crc32c(data: Bytes, before: int = 0) -> int:
     """CRC32C of `data`, going on from the checksum of what lies `before` it."""
     if _library is not None:
-        found = _library.wire_crc32c(before, _address(data), len(data))
+        library = _library.short if len(data) <= SHORT_BYTES else _library
+        found = library.wire_crc32c(before, _address(data), len(data))
         if found >= 0:
             return found
     return google_crc32c.extend(before, bytes(data))
 
 
+def crc32c_behind(before: int, crc: int, length: int) -> int | None:
+    """CRC32C of `length` bytes that alone have `crc`, behind bytes that have `before`; None without the library."""
+    return None if _library is None else _library.short.wire_crc32c_behind(before, crc, length)
+
+
 def span_count(body: Bytes) -> int | None:
     """How many spans a trace request holds, every one of them valid; None when the Python path must look."""
+    found = check(body)
+    return None if found is None else found[0]
+
+
+def check(body: Bytes) -> tuple[int, int | None] | None:
+    """`span_count` and the body's CRC32C, which costs next to nothing on the way; None where that cannot be had."""
     if _library is None:
         return None
-    found = _library.wire_check(_address(body), len(body))
-    return None if found < 0 else found
+    library, crc = _library.short if len(body) <= SHORT_BYTES else _library, ctypes.c_int64()
+    found = library.wire_check(_address(body), len(body), crc)
+    return None if found < 0 else (found, crc.value if crc.value >= 0 else None)
 
 
 def spans_table(frames: Sequence[Frame], collector_id: str) -> pa.Table | None:

@@ -1,6 +1,6 @@
 /* OTLP trace requests to Arrow buffers, without Python: the fast half of check.py and decode.py.
 
-   wire_check   is this request plain, valid OTLP, and how many spans does it hold?
+   wire_check   is this request plain, valid OTLP, how many spans does it hold, and what is its checksum?
    wire_decode  requests to the columns of `spans`, sorted by (trace, start)
    wire_crc32c  checksum of any stretch of memory, where the processor has an instruction for it
 
@@ -23,7 +23,7 @@
 #endif
 
 #define EXPORT __attribute__((visibility("default")))
-#define WIRE_ABI 2
+#define WIRE_ABI 3
 #define MAX_DEPTH 20
 /* Ordinary sizes; what is larger is for the Python path to judge. */
 #define MANY 10000          /* attributes, events and links of one span together */
@@ -197,7 +197,96 @@ static int key_value(Str message, Kv *out) {
     return more == 0;
 }
 
+/* ---- checksums ---- */
+
+/* CRC32C of n bytes behind bytes whose checksum is `crc`; -1 where the processor cannot.
+
+   The instruction takes three cycles but starts one each cycle: three lanes of LANE bytes run side by side, and what
+   LANE bytes of zeros do to a checksum, which joins them, is looked up. */
+#if defined(__x86_64__)
+#define LANE 2048
+static uint32_t behind_zeros[4][256];
+
+__attribute__((target("sse4.2"))) static void look_up_zeros(void) {
+    static atomic_int known;
+    if (atomic_load(&known)) return;
+    for (int part = 0; part < 4; part++)
+        for (uint32_t byte = 0; byte < 256; byte++) {
+            uint64_t c = (uint64_t)byte << 8 * part;
+            for (int i = 0; i < LANE / 8; i++) c = _mm_crc32_u64(c, 0);
+            behind_zeros[part][byte] = (uint32_t)c;
+        }
+    atomic_store(&known, 1);
+}
+
+static uint32_t shifted(uint32_t c) {
+    return behind_zeros[0][c & 255] ^ behind_zeros[1][c >> 8 & 255] ^ behind_zeros[2][c >> 16 & 255] ^ behind_zeros[3][c >> 24];
+}
+
+__attribute__((target("sse4.2"))) static uint32_t crc32c(uint32_t crc, const uint8_t *p, int64_t n) {
+    uint64_t c = ~crc, w[3];
+    for (; n >= 3 * LANE; n -= 3 * LANE, p += 3 * LANE) {
+        uint64_t second = 0, third = 0;
+        for (int i = 0; i < LANE; i += 8) {
+            memcpy(&w[0], p + i, 8);
+            memcpy(&w[1], p + LANE + i, 8);
+            memcpy(&w[2], p + 2 * LANE + i, 8);
+            c = _mm_crc32_u64(c, w[0]);
+            second = _mm_crc32_u64(second, w[1]);
+            third = _mm_crc32_u64(third, w[2]);
+        }
+        c = shifted(shifted((uint32_t)c) ^ (uint32_t)second) ^ (uint32_t)third;
+    }
+    for (; n >= 8; n -= 8, p += 8) {
+        memcpy(w, p, 8);
+        c = _mm_crc32_u64(c, w[0]);
+    }
+    for (; n > 0; n--) c = _mm_crc32_u8((uint32_t)c, *p++);
+    return ~(uint32_t)c;
+}
+
+static int can_crc32c(void) {
+    if (!__builtin_cpu_supports("sse4.2")) return 0;
+    look_up_zeros();
+    return 1;
+}
+#else
+#define LANE 2048
+static uint32_t crc32c(uint32_t crc, const uint8_t *p, int64_t n) { (void)crc, (void)p, (void)n; return 0; }
+static int can_crc32c(void) { return 0; }
+#endif
+
+EXPORT int64_t wire_crc32c(uint32_t crc, const uint8_t *p, int64_t n) { return can_crc32c() ? (int64_t)crc32c(crc, p, n) : -1; }
+
+/* The product of two polynomials, as checksums are: lowest power in the highest bit. */
+static uint32_t times(uint32_t a, uint32_t b) {
+    uint32_t product = 0;
+    for (uint32_t bit = 1u << 31; bit; bit >>= 1) {
+        if (a & bit) product ^= b;
+        b = b >> 1 ^ (b & 1 ? 0x82f63b78u : 0);
+    }
+    return product;
+}
+
+/* CRC32C of n bytes whose own checksum is `crc`, behind bytes whose checksum is `before`. */
+EXPORT uint32_t wire_crc32c_behind(uint32_t before, uint32_t crc, int64_t n) {
+    uint32_t power = 1u << 23; /* one byte of zeros: x to the eighth */
+    for (; n > 0; n >>= 1, power = times(power, power)) if (n & 1) before = times(before, power);
+    return before ^ crc;
+}
+
 /* ---- checking: what is stored must parse again ---- */
+
+#define FRESH (24 << 10) /* bytes: what was just checked is summed up while it is near the processor */
+typedef struct { int64_t spans; const uint8_t *summed; uint32_t crc; int sums; } Checked;
+
+static void sum_up(Checked *c, const uint8_t *end) {
+    int64_t n = end - c->summed;
+    if (!c->sums || n < FRESH) return;
+    n -= n % (3 * LANE);
+    c->crc = crc32c(c->crc, c->summed, n);
+    c->summed += n;
+}
 
 static int check_kv(Str message, int depth);
 
@@ -311,93 +400,40 @@ static int check_span(Str message) {
     return more == 0 && trace && span;
 }
 
-static int check_scope_spans(Str message, int64_t *spans) {
+static int check_scope_spans(Str message, Checked *c) {
     uint32_t seen = 0;
     FIELDS(message) {
         if (it.field == 1) { ONCE(2); TRY(check_scope(it.s)); }
-        else if (it.field == 2) { TRY(it.wire == 2 && check_span(it.s)); ++*spans; }
+        else if (it.field == 2) { TRY(it.wire == 2 && check_span(it.s)); c->spans++; sum_up(c, it.p); }
         else if (it.field == 3) { ONCE(2); TRY(utf8(it.s)); }
     }
     return more == 0;
 }
 
-static int check_resource_spans(Str message, int64_t *spans) {
+static int check_resource_spans(Str message, Checked *c) {
     uint32_t seen = 0;
     FIELDS(message) {
         if (it.field == 1) { ONCE(2); TRY(check_resource(it.s)); }
-        else if (it.field == 2) TRY(it.wire == 2 && check_scope_spans(it.s, spans));
+        else if (it.field == 2) TRY(it.wire == 2 && check_scope_spans(it.s, c));
         else if (it.field == 3) { ONCE(2); TRY(utf8(it.s)); }
     }
     return more == 0;
 }
 
-static int check_request(Str message, int64_t *spans) {
-    FIELDS(message) if (it.field == 1) TRY(it.wire == 2 && check_resource_spans(it.s, spans));
+static int check_request(Str message, Checked *c) {
+    FIELDS(message) if (it.field == 1) TRY(it.wire == 2 && check_resource_spans(it.s, c));
     return more == 0;
 }
 
-/* Spans in a plain, valid request; -1 to let the Python path look. */
-EXPORT int64_t wire_check(const uint8_t *body, int64_t length) {
-    int64_t spans = 0;
-    return check_request((Str){body, (size_t)length}, &spans) ? spans : -1;
+/* Spans in a plain, valid request, whose CRC32C goes to `crc` (-1 where the processor cannot); -1 to let the Python path look. */
+EXPORT int64_t wire_check(const uint8_t *body, int64_t length, int64_t *crc) {
+    Checked c = {0, body, 0, can_crc32c()};
+    if (!check_request((Str){body, (size_t)length}, &c)) return -1;
+    *crc = c.sums ? (int64_t)crc32c(c.crc, c.summed, body + length - c.summed) : -1;
+    return c.spans;
 }
 
 EXPORT int wire_abi(void) { return WIRE_ABI; }
-
-/* CRC32C of n bytes behind bytes whose checksum is `crc`; -1 where the processor cannot.
-
-   The instruction takes three cycles but starts one each cycle: three lanes of LANE bytes run side by side, and what
-   LANE bytes of zeros do to a checksum, which joins them, is looked up. */
-#if defined(__x86_64__)
-#define LANE 2048
-static uint32_t behind_zeros[4][256];
-
-__attribute__((target("sse4.2"))) static void look_up_zeros(void) {
-    static atomic_int known;
-    if (atomic_load(&known)) return;
-    for (int part = 0; part < 4; part++)
-        for (uint32_t byte = 0; byte < 256; byte++) {
-            uint64_t c = (uint64_t)byte << 8 * part;
-            for (int i = 0; i < LANE / 8; i++) c = _mm_crc32_u64(c, 0);
-            behind_zeros[part][byte] = (uint32_t)c;
-        }
-    atomic_store(&known, 1);
-}
-
-static uint32_t shifted(uint32_t c) {
-    return behind_zeros[0][c & 255] ^ behind_zeros[1][c >> 8 & 255] ^ behind_zeros[2][c >> 16 & 255] ^ behind_zeros[3][c >> 24];
-}
-
-__attribute__((target("sse4.2"))) static uint32_t crc32c(uint32_t crc, const uint8_t *p, int64_t n) {
-    uint64_t c = ~crc, w[3];
-    for (; n >= 3 * LANE; n -= 3 * LANE, p += 3 * LANE) {
-        uint64_t second = 0, third = 0;
-        for (int i = 0; i < LANE; i += 8) {
-            memcpy(&w[0], p + i, 8);
-            memcpy(&w[1], p + LANE + i, 8);
-            memcpy(&w[2], p + 2 * LANE + i, 8);
-            c = _mm_crc32_u64(c, w[0]);
-            second = _mm_crc32_u64(second, w[1]);
-            third = _mm_crc32_u64(third, w[2]);
-        }
-        c = shifted(shifted((uint32_t)c) ^ (uint32_t)second) ^ (uint32_t)third;
-    }
-    for (; n >= 8; n -= 8, p += 8) {
-        memcpy(w, p, 8);
-        c = _mm_crc32_u64(c, w[0]);
-    }
-    for (; n > 0; n--) c = _mm_crc32_u8((uint32_t)c, *p++);
-    return ~(uint32_t)c;
-}
-
-EXPORT int64_t wire_crc32c(uint32_t crc, const uint8_t *p, int64_t n) {
-    if (!__builtin_cpu_supports("sse4.2")) return -1;
-    look_up_zeros();
-    return (int64_t)crc32c(crc, p, n);
-}
-#else
-EXPORT int64_t wire_crc32c(uint32_t crc, const uint8_t *p, int64_t n) { (void)crc, (void)p, (void)n; return -1; }
-#endif
 
 /* ---- writing columns ---- */
 

@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from otel_lightning.collector.decode import spans_in_python
 from otel_lightning.collector.parquet import parquet_bytes
 from otel_lightning.collector.recovery import Origin
 from otel_lightning.collector.schema import SHARED
-from otel_lightning.collector.wal import Frame
+from otel_lightning.collector.wal import Frame, encode_frames
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -74,6 +75,7 @@ def test_every_captured_payload_is_plain_and_decodes_the_same(monkeypatch: pytes
         body = path.read_bytes()
         rows = native.span_count(body)
         assert rows is not None, f"{path} is not plain"
+        assert native.check(body) == (rows, google_crc32c.value(body))
         assert checked_by_python(body, monkeypatch) == (rows, 0, body)
         bodies.append((body, rows))
     assert sum(rows for _, rows in bodies) > 1000
@@ -228,6 +230,21 @@ def test_checksums_are_googles_at_every_length_and_place(kind: Any) -> None:
     for length in (*range(40), 2047, 6143, 6144, 6145, 12_288, 12_300, 70_000):
         assert native.crc32c(kind(data[:length])) == google_crc32c.value(data[:length])
         assert native.crc32c(kind(data[length:]), native.crc32c(data[:length])) == google_crc32c.value(data)
+        parts = google_crc32c.value(data[:length]), google_crc32c.value(data[length:])
+        assert native.crc32c_behind(*parts, len(data) - length) == google_crc32c.value(data)
+
+
+@needs_library
+def test_a_frame_whose_checksum_was_found_on_the_way_is_the_same() -> None:
+    for path in sorted(FIXTURES.rglob("*traces*.pb")):
+        accepted = check_protobuf("spans", path.read_bytes())
+        with_checksum, without = (
+            encode_frames([Frame("spans", 10**18, 7, accepted.rows, accepted.body, crc)], b"\7" * 8)
+            for crc in (accepted.crc, None)
+        )
+        assert accepted.crc is not None and with_checksum == without
+        assert replace(accepted, body=accepted.body + b"").crc == accepted.crc
+        assert replace(accepted, body=bytes(len(accepted.body))).crc is None, "what was redacted has another checksum"
 
 
 def test_without_the_library_python_decodes() -> None:
