@@ -4,12 +4,13 @@ BIN := $(VENV)/bin
 AGENTS := .agents
 # A file of tests stays in one process; two files run at a time, since most of them wait for processes of ours.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile
+DUCKDB := .duckdb
 # PyPI's Linux torch brings gigabytes of CUDA; `make demo TORCH_INDEX=` asks for that build.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 SEED ?= 0
 SIZE ?= full
 
-.PHONY: help install agents demo demo-control demo-results check test test-all frameworks faults soak sanitize bench bench-collect
+.PHONY: help install agents demo demo-control demo-results check test test-all property frameworks faults soak sanitize bench bench-collect bench-transform
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -40,6 +41,9 @@ test-all: check agents  ## The same, and nothing may be skipped: needs Node
 	npm install --silent --prefix tests/fixtures/js
 	$(PYTEST) --ignore tests/test_packaging.py --no-skips
 
+property: $(VENV)/dev.stamp $(DUCKDB)/1.5/stamp $(DUCKDB)/2.0/stamp  ## Two hundred episodes in any order and cut, on DuckDB 1.5 and 2.0 (SEED=n)
+	PROPERTY_SEED=$(SEED) $(BIN)/pytest -m slow tests/transforms/test_any_order.py tests/transforms/test_faults.py
+
 faults: $(VENV)/dev.stamp  ## Kill the collector at every system call, make its disk err, fuzz it (under six minutes)
 	$(PYTEST) -m faults
 	WIRE_SEEDS=10000 $(BIN)/pytest -q tests/collector/test_native.py
@@ -60,6 +64,9 @@ bench: $(VENV)/dev.stamp  ## Benchmarks: ratios against something real in the sa
 
 bench-collect: $(VENV)/dev.stamp  ## The collector beside rotel, Agent Lightning, MLflow and Phoenix, in environments of their own
 	$(BIN)/python benchmarks/collect.py --write benchmarks/results/collect.md
+
+bench-transform: $(VENV)/dev.stamp  ## A million spans to credit and samples, beside Agent Lightning's adapter; increments, memory, hostile traces
+	$(BIN)/python benchmarks/transform.py --write benchmarks/results/transform.md
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not installed; set PYTHON=python3.12 or newer, or install Python 3.11"; exit 1; }
@@ -82,4 +89,10 @@ $(AGENTS)/oldest/stamp: pyproject.toml tests/agents/oldest.txt
 	$(PYTHON) -m venv $(AGENTS)/oldest
 	$(AGENTS)/oldest/bin/pip install --quiet --upgrade "pip>=25.1"
 	$(AGENTS)/oldest/bin/pip install --quiet -e ".[langchain,openai,autogen,agents]" -r tests/agents/oldest.txt
+	@touch $@
+# Each version that the range in pyproject.toml spans, with nothing but what a transform needs.
+$(DUCKDB)/%/stamp: pyproject.toml
+	$(PYTHON) -m venv $(DUCKDB)/$*
+	$(DUCKDB)/$*/bin/pip install --quiet --upgrade "pip>=25.1"
+	$(DUCKDB)/$*/bin/pip install --quiet -e ".[transform]" "duckdb==$*.*"
 	@touch $@

@@ -1,168 +1,413 @@
-"""How fast spans become credit, as a ratio against a straightforward walk in Python over the same Parquet files.
+"""What it costs to turn spans into credit and samples: lightning-transform beside Agent Lightning's adapter, on the same traces.
 
-    python benchmarks/transform.py [--episodes 1500]
+    make bench-transform
+    python benchmarks/transform.py [--spans 1000000] [--flat 100000] [--without flat,peer,more,hostile]
+                                   [--memory-mb 1536] [--write benchmarks/results/transform.md]
 
-Both sides read the same lake and must give every call the same broadcast credit before a time is printed. Times are CPU
-seconds of this process; the Python side loads spans with pyarrow, builds each tree, and hands the root's reward down.
+The lake is made of the captures under tests/fixtures/otlp with fresh ids and text (peers/traces.py), 10 spans a trace, and
+kept under .cache/bench for the next time. Every figure is of a process of its own that reads Parquet and writes and
+fsyncs its output; CPU seconds are user + system of that process. Before a time is printed, counts are held against what was
+generated, and a sample of episodes against a run over a lake of just them.
+
+    samples   canonical messages of every call written, credits, trajectories (the default)
+    credits   the same values of every column but what was said: `messages: false`
+    more      new traces worth 1% of the lake; feedback on 1% of the old rollouts, late spans for 1%, both at random
+    flat      traces of 10 against traces of 10,000 spans
+    hostile   a 20,000-deep chain, a root with 100,000 children, cycles, no clock: cost a span against ordinary traces
+    peer      agentlightning 0.3.0 in an environment of its own, spans from its own JSON, a part of the same traces
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import datetime
 import json
+import os
+import platform
+import random
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
-ROUNDS = 3
+from peers.sides import Unavailable, environment
+from peers.traces import Maker, Writer, reward
+
+CACHE = Path(__file__).parents[1] / ".cache" / "bench" / "transform"
+BEGIN_NANO = 1_790_000_000_000_000_000
+GOALS = {"credits": 50_000, "samples": 12_000}
+PEER_GOALS = {"credits": 25, "samples": 5}
+PEER_SPANS = 4000
+CHECKED_EPISODES = 60
 
 
-def body(number: int, calls: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """One episode: a root, a chain and a call with a growing history for each step, and its reward."""
-    trace = f"{number + 1:032x}"
-    spans, clock = [], 1_700_000_000_000_000_000 + number * 10**9
-    history: list[tuple[str, str]] = [("system", "You help customers of a shop. " * 8)]
-    for step in range(calls):
-        history.append(("user", f"question {number} {step} " + "words of a customer " * 20))
-        values = {"openinference.span.kind": "LLM"}
-        for index, (role, text) in enumerate(history):
-            values |= {
-                f"llm.input_messages.{index}.message.role": role,
-                f"llm.input_messages.{index}.message.content": text,
-            }
-        answer = f"answer {number} {step} " + "words of an agent " * 20
-        values |= {"llm.output_messages.0.message.role": "assistant", "llm.output_messages.0.message.content": answer}
-        history.append(("assistant", answer))
-        for offset, _parent, kind in ((1, 0, {"openinference.span.kind": "CHAIN"}), (2, 10 * step + 11, values)):
-            clock += 10**6
-            parent_id = f"{number + 1:08x}{0 if offset == 1 else 10 * step + 11:08x}"
-            spans.append(span(trace, f"{number + 1:08x}{10 * step + 10 + offset:08x}", parent_id, clock, kind))
-    spans.append(span(trace, f"{number + 1:08x}{0:08x}", None, clock - 10**8, {"openinference.span.kind": "AGENT"}))
-    record = {
-        "eventName": "gen_ai.evaluation.result",
-        "timeUnixNano": str(clock),
-        "traceId": trace,
-        "attributes": attributes(
-            {"gen_ai.evaluation.name": "reward", "gen_ai.evaluation.score.value": (number % 5) / 4}
-        ),
-    }
-    return {"spans": spans}, {"logRecords": [record]}
+def make(folder: Path, spans: int, spans_a_trace: int, seed: int) -> dict[str, Any]:
+    """A lake of at least `spans` spans in `folder`, once; what is in it."""
+    ready = folder / "made.json"
+    if ready.exists():
+        return json.loads(ready.read_text())
+    shutil.rmtree(folder, ignore_errors=True)
+    say(f"making {spans:,} spans, {spans_a_trace:,} a trace")
+    maker, writer = Maker(spans_a_trace, seed, BEGIN_NANO), Writer(folder / "lake")
+    made: dict[str, Any] = {"spans": 0, "llm_spans": 0, "episodes": [], "captures": len(maker.captures)}
+    while made["spans"] < spans:
+        episode = maker.episode(writer.traces, writer.logs)
+        made["spans"] += episode.spans
+        made["llm_spans"] += episode.llm_spans
+        made["episodes"].append([[t.hex() for t in episode.traces], episode.root_span.hex()])
+        writer.offer()
+    writer.close()
+    made["bytes"] = sum(path.stat().st_size for path in (folder / "lake").glob("*/day=*/*.parquet"))
+    ready.write_text(json.dumps(made))
+    return made
 
 
-def span(trace: str, span_id: str, parent: str | None, clock: int, values: dict[str, Any]) -> dict[str, Any]:
-    made = {
-        "traceId": trace,
-        "spanId": span_id,
-        "name": "span",
-        "startTimeUnixNano": str(clock),
-        "endTimeUnixNano": str(clock + 10**5),
-        "attributes": attributes(values),
-    }
-    return {**made, "parentSpanId": parent} if parent else made
+def copy_lake(source: Path, target: Path) -> None:
+    """A lake of one's own: data files are never changed and need no copy."""
+    for name in ("spans", "events", "manifest"):
+        if (source / name).exists():
+            shutil.copytree(source / name, target / name, copy_function=os.link)
+    for path in source.iterdir():
+        if path.name not in ("spans", "events", "metrics", "manifest", "derived"):
+            (shutil.copytree if path.is_dir() else shutil.copy2)(path, target / path.name)
 
 
-def attributes(values: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {"key": k, "value": {"doubleValue": v} if isinstance(v, float) else {"stringValue": v}}
-        for k, v in values.items()
-    ]
+def transform(lake: Path, options: argparse.Namespace, *, messages: bool = True, fresh: bool = False) -> dict[str, Any]:
+    """One run in a process of its own: its report, CPU and wall seconds, peak memory."""
+    if fresh:
+        shutil.rmtree(lake / "derived", ignore_errors=True)
+    command = [sys.executable, __file__, "--worker", str(lake), "--memory-mb", str(options.memory_mb)]
+    done = subprocess.run([*command, *([] if messages else ["--no-messages"])], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"transform: the run over {lake} failed; nothing was measured")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def fill(lake: Path, episodes: int, calls: int) -> None:
-    """Write the lake through the real collector."""
-    script = Path(sys.executable).with_name("lightning-collect")
-    command = [str(script), "--lake", str(lake), "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
-    collector = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert collector.stdout is not None
-    url = next(line.split()[-1] for line in collector.stdout if line.startswith("listening http"))
-    for start in range(0, episodes, 50):
-        bodies = [body(number, calls) for number in range(start, min(start + 50, episodes))]
-        post(f"{url}/v1/traces", {"resourceSpans": [{"scopeSpans": [b[0] for b in bodies]}]})
-        post(f"{url}/v1/logs", {"resourceLogs": [{"scopeLogs": [b[1] for b in bodies]}]})
-    collector.terminate()
-    collector.communicate()
-
-
-def post(url: str, value: dict[str, Any]) -> None:
-    request = urllib.request.Request(url, json.dumps(value).encode(), {"Content-Type": "application/json"})
-    urllib.request.urlopen(request, timeout=60).read()
-
-
-def ours(lake: Path) -> dict[str, float]:
+def worker(options: argparse.Namespace) -> None:
+    """What `transform` starts. Imports are part of the time, as for whoever types the command."""
     from otel_lightning.transforms.config import TransformConfig
     from otel_lightning.transforms.run import run_transform
+
+    config = TransformConfig.model_validate(
+        {"memory_mb": options.memory_mb, "messages": not options.no_messages, "rewards": {"train": {"reward": 1.0}}}
+    )
+    began = time.monotonic()
+    report = run_transform(Path(options.worker), config, now_unix_nano=BEGIN_NANO + 10**18, progress=True)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    print(json.dumps({
+        "full": report.full, "traces": report.traces, "rollouts": report.rollouts, "run": report.run,
+        "wall_s": time.monotonic() - began, "cpu_s": used.ru_utime + used.ru_stime, "memory_mib": used.ru_maxrss / 1024,
+    }))  # fmt: skip
+
+
+def content(lake: Path, traces: list[str] | None = None, *, messages: bool = True) -> dict[str, Any]:
+    """Counts, and a hash over everything that people and trainers read; of some traces or of all."""
     from otel_lightning.transforms.tables import open_tables
 
-    shutil.rmtree(lake / "derived", ignore_errors=True)
-    run_transform(lake, TransformConfig.model_validate({"settle_s": 1, "threads": 1}))
-    with open_tables(lake, threads=1) as connection:
-        return dict(connection.execute("select span_id, reward::double from credits").fetchall())
+    said = (
+        ", prompt_messages, response_messages, prompt_ids, response_ids, response_logprobs, tools" if messages else ""
+    )
+    with open_tables(lake) as connection:
+        connection.execute("create temp table chosen (trace_id varchar)")
+        if traces is not None:
+            connection.execute("insert into chosen select unnest($traces)", {"traces": traces})
+        where = "" if traces is None else "where trace_id in (select trace_id from chosen)"
+        hashes = {}
+        for name, columns, table in (
+            ("calls", f"trace_id, span_id, rollout_id, step, convention, model, trainable, untrainable_reason, prompt_hash{said}", "calls"),
+            ("credits", "trace_id, span_id, choice, rollout_id, reward, advantage, use", "credits"),
+        ):  # fmt: skip
+            row = connection.execute(
+                f"select count(*), sum(md5_number_lower(to_json([{', '.join(f'to_json({c})' for c in columns.split(', '))}])::varchar)::hugeint)::varchar "
+                f"from {table} {where}"
+            ).fetchone()
+            hashes[name] = list(row or ())
+        totals = connection.execute(
+            "select (select sum(spans)::bigint from rollouts), (select count(*) from rollouts), "
+            "(select count(*) from rewards where unresolved_reason is null), (select count(*) from calls where trainable)"
+        ).fetchone()
+    return {"hashes": hashes, "totals": list(totals or ())}
 
 
-def walk(lake: Path) -> dict[str, float]:
-    """The straightforward way: every span a Python dictionary, every tree walked, messages rebuilt for each call."""
-    import pyarrow.parquet as pq
+def excerpt(source: Path, target: Path, traces: list[str]) -> None:
+    """A lake of some traces of another."""
+    import duckdb
 
-    children: dict[tuple[str, str | None], list[dict[str, Any]]] = {}
-    for path in (lake / "spans").rglob("*.parquet"):
-        for row in pq.read_table(path).to_pylist():
-            children.setdefault((row["trace_id"], row["parent_span_id"]), []).append(row)
-    rewards = {
-        row["trace_id"]: dict(row["attributes_dbl"])["gen_ai.evaluation.score.value"]
-        for path in (lake / "events").rglob("*.parquet")
-        for row in pq.read_table(path).to_pylist()
-    }
-    credits: dict[str, float] = {}
-    stack = [root for (_, parent), roots in children.items() if parent is None for root in roots]
-    while stack:
-        row = stack.pop()
-        if row["oi_kind"] == "LLM":
-            found: dict[int, dict[str, str]] = {}
-            for key, value in row["attributes_str"]:
-                if key.startswith("llm.input_messages."):
-                    _, _, index, _, field = key.split(".", 4)
-                    found.setdefault(int(index), {})[field] = value
-            json.dumps([found[index] for index in sorted(found)])
-            credits[row["span_id"]] = rewards[row["trace_id"]]
-        stack += children.get((row["trace_id"], row["span_id"]), [])
-    return credits
+    from otel_lightning.store.fs import RealDisk
+    from otel_lightning.store.lake import Lake
+    from otel_lightning.store.manifest import DataFile, Entry, write_entry
 
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--episodes", type=int, default=1500)
-    parser.add_argument("--calls", type=int, default=4)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        lake = Path(folder) / "lake"
-        fill(lake, options.episodes, options.calls)
-        spans = options.episodes * (2 * options.calls + 1)
-        seconds: dict[str, list[float]] = {"ours": [], "walk": []}
-        for _ in range(ROUNDS):
-            found = {}
-            for name, run in (("ours", ours), ("walk", walk)):
-                began = time.process_time()
-                found[name] = run(lake)
-                seconds[name].append(time.process_time() - began)
-            if found["ours"] != found["walk"] or len(found["ours"]) != options.episodes * options.calls:
-                print("the two sides do not agree; no time is worth printing")
-                return 1
-        best = {name: sorted(values)[len(values) // 2] for name, values in seconds.items()}
-        print(f"{spans} spans, {options.episodes * options.calls} calls credited alike, median of {ROUNDS} rounds")
-        for name, value in best.items():
-            print(
-                f"  {name:5} {spans / value:10.0f} spans per CPU second  ({min(seconds[name]):.2f}–{max(seconds[name]):.2f} s)"
-            )
-        print(
-            f"  ratio {best['walk'] / best['ours']:.2f} (everything from spans to samples, written and fsynced, against credits in memory)"
+    connection = duckdb.connect()
+    connection.execute("create table chosen as select unnest($traces) as trace_id", {"traces": traces})
+    files = []
+    for signal in ("spans", "events"):
+        path = f"{signal}/day=2026-01-01/excerpt-00000000.parquet"
+        (target / path).parent.mkdir(parents=True)
+        connection.execute(
+            f"copy (select * from read_parquet('{source}/{signal}/*/*.parquet', hive_partitioning = false) "
+            f"where trace_id in (select trace_id from chosen) order by trace_id) to '{target / path}' (format parquet)"
         )
-    return 0
+        files.append(DataFile(signal, path, 0, ""))
+    (target / "manifest").mkdir()
+    write_entry(RealDisk(), Lake(target), Entry("excerpt", 0, 0, 0, 0, tuple(files)))
+
+
+def check(lake: Path, made: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Counts against what was generated, and some episodes against a run over just them. SystemExit when they differ."""
+    found = content(lake)
+    spans, rollouts, rewards, trainable = found["totals"]
+    if spans != made["spans"] or rewards < len(made["episodes"]) or rollouts < len(made["episodes"]) or not trainable:
+        raise SystemExit(
+            f"transform: {made['spans']:,} spans and {len(made['episodes']):,} episodes were made, but {spans:,} spans are in "
+            f"{rollouts:,} rollouts with {rewards:,} rewards; no time is worth printing"
+        )
+    chosen = random.Random(0).sample(made["episodes"], min(CHECKED_EPISODES, len(made["episodes"])))
+    traces = [trace for ids, _ in chosen for trace in ids]
+    with tempfile.TemporaryDirectory(prefix="bench-transform-") as name:
+        excerpt(lake, Path(name) / "lake", traces)
+        transform(Path(name) / "lake", options)
+        if content(Path(name) / "lake", traces)["hashes"] != content(lake, traces)["hashes"]:
+            raise SystemExit("transform: episodes by themselves give other rows; no time is worth printing")
+    return found
+
+
+def peer(lake: Path, made: dict[str, Any]) -> dict[str, Any]:
+    """The same traces as Agent Lightning stores them, read and adapted by its own code. Unavailable when it cannot be had."""
+    python = environment("Agent Lightning", "agentlightning==0.3.0")
+    import duckdb
+
+    from otel_lightning.transforms.tables import open_tables
+
+    chosen: list[str] = []
+    for ids, _ in made["episodes"]:
+        chosen += ids
+        if len(chosen) * 10 >= PEER_SPANS:
+            break
+    connection = duckdb.connect()
+    connection.execute("create table chosen as select unnest($traces) as trace_id", {"traces": chosen})
+    spans = connection.execute(
+        "select trace_id, span_id, parent_span_id, name, status_code, start_unix_nano, end_unix_nano, attributes_str, attributes_int, "
+        f"attributes_dbl, attributes_bool, attributes_json, prompt_token_ids, choices from read_parquet('{lake}/spans/*/*.parquet', "
+        "hive_partitioning = false) where trace_id in (select trace_id from chosen) order by trace_id, start_unix_nano"
+    ).fetchall()
+    with open_tables(lake) as tables:
+        tables.execute("create temp table chosen as select unnest($traces) as trace_id", {"traces": chosen})
+        calls = {
+            (row[0], row[1]): row[2:]
+            for row in tables.execute(
+                "select trace_id, span_id, prompt_messages, response_messages, response_id from calls semi join chosen using (trace_id) "
+                "where not error"
+            ).fetchall()
+        }
+    with tempfile.TemporaryDirectory(prefix="bench-transform-") as name:
+        path = Path(name) / "spans.jsonl"
+        with open(path, "w") as file:
+            for number, span in enumerate(spans):
+                file.write(json.dumps(_as_agentlightning(span, calls.get((span[0], span[1])), number)) + "\n")
+        done = subprocess.run(
+            [str(python), str(Path(__file__).parent / "peers" / "triplets.py"), str(path)], capture_output=True, text=True,
+            env=os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"},
+        )  # fmt: skip
+        if done.returncode:
+            raise Unavailable(f"Agent Lightning's adapter failed: {done.stderr.strip().splitlines()[-1][:200]}")
+        found = json.loads(done.stdout.splitlines()[-1])
+        found["bytes"] = path.stat().st_size
+    if not 0.9 * len(calls) <= found["triplets"] <= len(calls):
+        raise SystemExit(f"transform: {len(calls)} calls, but {found['triplets']} triplets; the peer was not measured")
+    return found | {"calls": len(calls)}
+
+
+def _as_agentlightning(span: tuple[Any, ...], call: tuple[Any, ...] | None, number: int) -> dict[str, Any]:
+    trace, span_id, parent, name, status, start, end, *maps, prompt_ids, choices = span
+    attributes = {key: value for found in maps for key, value in dict(found or {}).items()}
+    if call is not None:
+        # As AgentOps writes a call, the form that the adapter reads; what our conventions say twice is left out.
+        name, attributes = "openai.chat.completion", {}
+        for side, text in (("prompt", call[0]), ("completion", call[1])):
+            for index, message in enumerate(json.loads(text)):
+                attributes[f"gen_ai.{side}.{index}.role"] = message["role"]
+                attributes[f"gen_ai.{side}.{index}.content"] = message["content"] or ""
+        attributes["gen_ai.response.id"] = call[2] or span_id
+        if prompt_ids:
+            attributes |= {"prompt_token_ids": prompt_ids, "response_token_ids": choices[0]["token_ids"]}
+    elif parent is None:
+        attributes |= {"agentlightning.reward.0.name": "reward", "agentlightning.reward.0.value": 1.0}
+    return {
+        "rollout_id": trace, "attempt_id": "a", "sequence_id": number, "trace_id": trace, "span_id": span_id, "parent_id": parent,
+        "name": name, "status": {"status_code": {1: "OK", 2: "ERROR"}.get(status, "UNSET"), "description": None},
+        "attributes": attributes, "events": [], "links": [], "start_time": start / 1e9, "end_time": end / 1e9, "context": None,
+        "parent": None, "resource": {"attributes": {}, "schema_url": ""},
+    }  # fmt: skip
+
+
+def add(lake: Path, made: dict[str, Any], what: str, share: float, seed: int) -> int:
+    """Send more to a lake: new episodes, feedback, or late spans for some old ones at random. How many rollouts."""
+    writer = Writer(lake)
+    maker = Maker(10, seed, BEGIN_NANO + 10**17)
+    number = max(1, int(len(made["episodes"]) * share))
+    chosen = random.Random(seed).sample(made["episodes"], number)
+    for ids, root in chosen:
+        if what == "new traces":
+            maker.episode(writer.traces, writer.logs)
+        elif what == "feedback":
+            writer.logs += reward(
+                BEGIN_NANO + 2 * 10**17, 0.5, trace_id=bytes.fromhex(ids[0]), span_id=bytes.fromhex(root)
+            )
+        else:
+            maker.episode(writer.traces, writer.logs, of=[bytes.fromhex(ids[0])], only=1)
+        writer.offer()
+    writer.close()
+    return number
+
+
+def say(text: str) -> None:
+    print(f"bench-transform: {text}", file=sys.stderr, flush=True)
+
+
+def rate(made: dict[str, Any], run: dict[str, Any]) -> float:
+    return made["spans"] / run["cpu_s"]
+
+
+def row(name: str, spans: int, run: dict[str, Any], more: str = "") -> str:
+    return (
+        f"| {name} | {spans:,} | {run['cpu_s']:,.1f} | {spans / run['cpu_s']:,.0f} | {run['wall_s']:,.1f} "
+        f"| {run['memory_mib']:,.0f} | {more} |"
+    )
+
+
+def measure(options: argparse.Namespace) -> list[str]:
+    """Lines of Markdown."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    without = set(filter(None, options.without.split(",")))
+    folder = CACHE / f"spans-{options.spans}-10"
+    made = make(folder, options.spans, 10, seed=1)
+    lines = [
+        f"{made['spans']:,} spans in {len(made['episodes']):,} rollouts, {made['llm_spans']:,} of them LLM spans, {made['captures']} captures in equal "
+        f"shares, {made['bytes'] / made['spans'] / 1000:.1f} kB a span on disk.",
+        "",
+        "| | spans | CPU s | spans per CPU second | wall s | peak MiB | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    verdicts: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="work-", dir=CACHE) as name:
+        work = Path(name)
+        copy_lake(folder / "lake", work / "lake")
+        say("credits")
+        credits = transform(work / "lake", options, messages=False, fresh=True)
+        credited = content(work / "lake", messages=False)["hashes"]
+        say("samples")
+        samples = transform(work / "lake", options, fresh=True)
+        say("checking counts and content")
+        check(work / "lake", made, options)
+        if content(work / "lake", messages=False)["hashes"] != credited:
+            raise SystemExit("transform: credits differ with and without messages; no time is worth printing")
+        lines += [row("credits", made["spans"], credits), row("samples", made["spans"], samples)]
+        for kind, run in (("credits", credits), ("samples", samples)):
+            verdicts.append(f"- {kind}: {rate(made, run):,.0f} spans per CPU second, goal {GOALS[kind]:,}")
+        verdicts.append(f"- peak memory of {made['spans']:,} spans: {samples['memory_mib']:,.0f} MiB, goal under 2,000")
+        if "more" not in without:
+            for number, what in enumerate(("new traces", "feedback", "late spans")):
+                say(f"1% {what}")
+                count = add(work / "lake", made, what, 0.01, 10 + number)
+                run = transform(work / "lake", options)
+                share = run["cpu_s"] / samples["cpu_s"]
+                lines.append(
+                    f"| 1% {what} | {count:,} rollouts | {run['cpu_s']:,.1f} | | {run['wall_s']:,.1f} | {run['memory_mib']:,.0f} | {share:.1%} of a full run |"
+                )
+                goal = "" if what == "late spans" else ", goal at most 5%"
+                verdicts.append(f"- 1% {what}: {share:.1%} of a full run{goal}")
+                if run["full"]:
+                    raise SystemExit("transform: an increment became a full run; no time is worth printing")
+        if "peer" not in without:
+            say("Agent Lightning's adapter")
+            try:
+                found = peer(work / "lake", made)
+                total = found["read_s"] + found["adapt_s"]
+                per = found["spans"] / total
+                lines.append(
+                    f"| Agent Lightning 0.3.0 adapter, from stored form | {found['spans']:,} | {total:,.2f} | {per:,.0f} | | | "
+                    f"{found['triplets']:,} triplets; reading {found['read_s']:.2f} s, adapting {found['adapt_s']:.2f} s |"
+                )
+                for kind, run in (("credits", credits), ("samples", samples)):
+                    verdicts.append(
+                        f"- {kind} against Agent Lightning 0.3.0: {rate(made, run) / per:.1f}×, goal {PEER_GOALS[kind]}×"
+                    )
+            except Unavailable as error:
+                verdicts.append(f"- not measured: {error}")
+        if "flat" not in without:
+            rates = {}
+            for spans_a_trace in (10, 10_000):
+                other = CACHE / f"spans-{options.flat}-{spans_a_trace}"
+                flat = make(other, options.flat, spans_a_trace, seed=2)
+                say(f"{spans_a_trace:,} spans a trace")
+                run = transform(other / "lake", options, fresh=True)
+                shutil.rmtree(other / "lake" / "derived")
+                rates[spans_a_trace] = rate(flat, run)
+                lines.append(row(f"samples, {spans_a_trace:,} spans a trace", flat["spans"], run))
+            verdicts.append(
+                f"- 10,000 against 10 spans a trace: {rates[10_000] / rates[10]:.2f} of the rate, goal 0.8 to 1.2"
+            )
+        if "hostile" not in without:
+            from peers.hostile import SHAPES, write
+
+            per_span = {}
+            for shape in ("plain", *SHAPES):
+                say(f"hostile: {shape}")
+                count = write(work / shape, shape)
+                run = transform(work / shape, options)
+                per_span[shape] = run["cpu_s"] / count
+                lines.append(
+                    row(f"hostile: {shape}", count, run, f"{per_span[shape] / per_span['plain']:.1f}× of plain a span")
+                )
+    return [*lines, "", *verdicts, ""]
+
+
+def main() -> None:
+    """Measure, print, and write the table if asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--spans", type=int, default=1_000_000)
+    parser.add_argument("--flat", type=int, default=100_000, help="spans of each of the two lakes for `flat`")
+    parser.add_argument("--without", default="", help="what to leave out: flat, peer, more, hostile")
+    parser.add_argument("--memory-mb", type=int, default=1536)
+    parser.add_argument("--write", type=Path, help="Markdown file for the result")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--no-messages", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        worker(options)
+        return
+    command = " ".join(["python", "benchmarks/transform.py", *sys.argv[1:]])
+    import duckdb
+
+    before = os.getloadavg()[0]
+    measured = measure(options)
+    lines = [
+        f"## {datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
+        "",
+        f"`{command}`: {os.cpu_count()} CPUs ({_cpu()}), Python {platform.python_version()}, DuckDB {duckdb.__version__}, "
+        f"load average {before:.1f} before.",
+        "",
+        *measured,
+        f"Load average {os.getloadavg()[0]:.1f} after.",
+    ]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if options.write:
+        options.write.parent.mkdir(parents=True, exist_ok=True)
+        options.write.write_text(text)
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return platform.machine()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

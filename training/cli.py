@@ -49,6 +49,9 @@ def train(
             raise UsageError(f"--set {item}: give key=value")
         overrides[key] = yaml.safe_load(value)
     settings = load_config(TrainConfig, config, overrides)
+    if settings.data.transform is not None:
+        data = settings.data.model_copy(update={"transform": settings.data.transform.beside(config.parent)})
+        settings = settings.model_copy(update={"data": data})
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are folders here; nothing is fetched behind the user's back
     from otel_lightning.training.jobs import run_job
 

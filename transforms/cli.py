@@ -17,10 +17,11 @@ app = App(
     version_flags=[],
 )
 DEFAULT_LAKE = Path("lake")
+Where = Annotated[str | None, Parameter(allow_leading_hyphen=True)]
 
 
 @app.command
-def run(*, lake: Path = DEFAULT_LAKE, config: Path | None = None) -> int:
+def run(*, lake: Path = DEFAULT_LAKE, config: Path | None = None, since: str | None = None, where: Where = None) -> int:
     """Bring the derived tables up to date; only what was touched since the last run is recomputed.
 
     Parameters
@@ -29,16 +30,81 @@ def run(*, lake: Path = DEFAULT_LAKE, config: Path | None = None) -> int:
         Folder of the lake.
     config
         YAML with rewards, credit, rollouts, split (see transforms/README.md).
+    since
+        Read only what arrived from that day on: 2026-11-20, or 7d for the last seven days. Another day than last time
+        begins anew.
+    where
+        SQL condition over the columns of rollouts; the others get no credit, e.g. "service_name = 'support'".
     """
     from otel_lightning.transforms.config import read_config
     from otel_lightning.transforms.run import run_transform
 
-    report = run_transform(lake, read_config(config))
-    what = "everything" if report.full else f"{report.new_files} new files"
-    print(
-        f"run {report.run}: {what}; {report.rollouts} rollouts over {report.traces} traces recomputed "
-        f"in {report.seconds:.1f} s"
-    )
+    print(run_transform(lake, read_config(config, since=since, where=where), progress=True).summary)
+    return 0
+
+
+@app.command
+def watch(
+    *,
+    lake: Path = DEFAULT_LAKE,
+    config: Path | None = None,
+    since: str | None = None,
+    where: Where = None,
+    every: float = 1.0,
+) -> int:
+    """Run whenever something arrived or an episode may be over, until Ctrl-C or SIGTERM.
+
+    Parameters
+    ----------
+    lake
+        Folder of the lake.
+    config
+        YAML with rewards, credit, rollouts, split (see transforms/README.md).
+    since
+        Read only what arrived from that day on: 2026-11-20, or 7d for the seven days before now.
+    where
+        SQL condition over the columns of rollouts; the others get no credit.
+    every
+        Seconds between two looks; looking costs a list of file names.
+    """
+    from otel_lightning.transforms.config import read_config
+    from otel_lightning.transforms.watch import StatusLine
+    from otel_lightning.transforms.watch import watch as watch_lake
+
+    with StatusLine(lake) as status:
+        runs = watch_lake(lake, read_config(config, since=since, where=where), say=status.say, poll_s=every)
+    print(f"stopped after {runs} run{'s' if runs != 1 else ''}")
+    return 0
+
+
+@app.command
+def export(
+    folder: Path,
+    *,
+    lake: Path = DEFAULT_LAKE,
+    table: Annotated[list[str] | None, Parameter(negative="")] = None,
+    jsonl: Annotated[bool, Parameter(negative="")] = False,
+    where: Where = None,
+) -> int:
+    """Write samples (or trajectories, pairs) as a folder that datasets.load_dataset reads, or as JSON lines.
+
+    Parameters
+    ----------
+    folder
+        New folder: one below it for each table and split, and a data card. One that is there is not overwritten.
+    lake
+        Folder of the lake.
+    table
+        samples (default), trajectories or pairs; may be given several times.
+    jsonl
+        JSON lines instead of Parquet.
+    where
+        SQL condition over the columns of the table, e.g. "reward > 0.5 and agent = 'planner'".
+    """
+    from otel_lightning.transforms.export import export as export_tables
+
+    for done in export_tables(lake, folder, tables=table or ["samples"], jsonl=jsonl, where=where):
+        print(f"{done.rows:>9} {done.table}, {done.split}: {folder / done.path}")
     return 0
 
 

@@ -1,8 +1,8 @@
 """What a run leaves in `derived/`: append-only Parquet by run, a list of live revisions, a manifest replaced by rename.
 
-derived/calls/run=000042/part.parquet     rows of the keys that run 42 (re)computed; the newest run of a key wins
-derived/live/run=000042.parquet           (table, key, revision): which run's rows of a key are live
-derived/manifest.json                     the run, its inputs, its configuration, `now`, the files of each table
+derived/calls/run=000042/part-0000.parquet    rows of the keys that run 42 (re)computed; the newest run of a key wins
+derived/live/run=000042.parquet               (table_name, key, run, gone): run 42 recomputed a key's rows, or took them away
+derived/manifest.json                         the run, its inputs, its configuration, `now`, the files of each table
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,19 @@ from otel_lightning.store.lake import Lake
 from otel_lightning.transforms.steps import literal, path_list, quoted
 
 # Tables stored by key; credits and trajectories are stored narrow and shown through views.
-KEYED = ("calls", "scopes", "tools", "rollouts", "rewards", "returns", "credits", "trajectories")
+KEYED = ("calls", "scopes", "tools", "rollouts", "answers", "rewards", "returns", "credits", "trajectories")
+# What only runs read: evaluations as they were sent, and where each span stands.
+INTERNAL = {
+    "records": "select * from reward_records",
+    "places": "select trace_id, span_id, parent_span_id, rollout_id, resource_rollout_id from span_kinds",
+}
+STORED = (*KEYED, *INTERNAL)
+# What is reduced over the live rows and written anew by each run; pairs are shown through a view.
+REDUCED = {"baselines": "baselines", "pairs": "stored_pairs"}
 # Where a row outside any rollout says whose it is.
-TRACE_COLUMN = {"calls": "trace_id", "scopes": "trace_id", "tools": "trace_id", "rewards": "target_trace_id"}
+TRACE_COLUMN = {
+    "calls": "trace_id", "scopes": "trace_id", "tools": "trace_id", "answers": "trace_id", "rewards": "target_trace_id",
+}  # fmt: skip
 STORED_NAME = {"credits": "stored_credits", "trajectories": "stored_trajectories"}
 
 
@@ -63,14 +74,22 @@ class Manifest:
         write_json(lake.derived / "manifest.json", self.__dict__)
 
 
-def write_parquet(connection: duckdb.DuckDBPyConnection, lake: Lake, query: str, relative: str) -> str:
+def arrived_since(paths: Iterable[Path], since: date | str | None) -> list[Path]:
+    """Of the lake's files those whose folder is `day=…` from `since` on."""
+    return [path for path in paths if since is None or path.parent.name.removeprefix("day=") >= str(since)]
+
+
+def write_parquet(
+    connection: duckdb.DuckDBPyConnection, lake: Lake, query: str, relative: str, compression_level: int = 1
+) -> str:
     """Write a query's rows as one Parquet file that appears whole; returns its path relative to the lake."""
     path = lake.root / relative
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         connection.execute(
-            f"copy ({query}) to {literal(str(temporary))} (format parquet, compression zstd, row_group_size 65536)"
+            f"copy ({query}) to {literal(str(temporary))} (format parquet, compression zstd, "
+            f"compression_level {compression_level}, row_group_size 65536)"
         )
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -108,6 +127,10 @@ def define_live(
     that are not removed yet are left out, and so are the rollouts that a deleted trace was part of. LightningError when
     a file that the manifest names is missing or damaged: nothing is answered from half a table.
     """
+    if lacking := sorted({*STORED, *REDUCED, "live"} - manifest.files.keys()):
+        raise LightningError(
+            f"{lake.derived} was made by an older version and has no {lacking[0]}; run: lightning-transform run --lake {lake.root}"
+        )
     for path in (path for paths in manifest.files.values() for path in paths):
         if not (lake.root / path).is_file():
             raise LightningError(_again(lake, path, "is missing"))
@@ -128,7 +151,6 @@ def _again(lake: Lake, path: str | Path, what: str) -> str:
 def _define_live(
     connection: duckdb.DuckDBPyConnection, lake: Lake, manifest: Manifest, prefix: str, hide_deleted: bool
 ) -> None:
-    live = path_list(_absolute(lake, manifest.files["live"]))
     if hide_deleted:
         rollouts = path_list(_absolute(lake, manifest.files["rollouts"]))
         connection.execute(
@@ -136,25 +158,46 @@ def _define_live(
             "hive_partitioning = false, union_by_name = true) "
             "where list_has_any(trace_ids, (select list(trace_id) from deleted_traces))"
         )
-    connection.execute(f"create temp view {prefix}live_keys as select * from read_parquet({live})")
-    for table in KEYED:
-        files = path_list(_absolute(lake, manifest.files[table]))
+    connection.execute(f"create or replace temp view {prefix}live_keys as {live_keys(lake, manifest)}")
+    for table in STORED if prefix else KEYED:
         where = ""
         if hide_deleted:
             where = " where coalesce(rollout_id not in (select rollout_id from deleted_rollouts), true)"
             if column := TRACE_COLUMN.get(table):
                 where += f" and coalesce({quoted(column)} not in (select trace_id from deleted_traces), true)"
-        # union_by_name: columns may be added from one run to the next, never renamed.
         connection.execute(
-            f"create temp view {quoted(prefix + STORED_NAME.get(table, table))} as "
-            f"select data.* exclude (live_key) "
-            f"from read_parquet({files}, hive_partitioning = false, union_by_name = true) as data "
-            f"semi join (select * from {prefix}live_keys where table_name = {literal(table)}) as live "
-            f"on live.key = data.live_key and live.revision = data.revision{where}"
+            f"create or replace temp view {quoted(prefix + STORED_NAME.get(table, table))} as "
+            f"select * exclude (live_key) from ({live_rows(lake, manifest, table)}) as data{where}"
         )
-    baselines = path_list(_absolute(lake, manifest.files["baselines"]))
-    connection.execute(
-        f"create temp view {prefix}baselines as select * from read_parquet({baselines}, hive_partitioning = false)"
+    for table, name in REDUCED.items():
+        files = path_list(_absolute(lake, manifest.files[table]))
+        where = ""
+        if hide_deleted and table == "pairs":
+            gone = "(select trace_id from deleted_traces)"
+            where = f" where chosen_trace_id not in {gone} and rejected_trace_id not in {gone}"
+        connection.execute(
+            f"create or replace temp view {prefix}{name} as "
+            f"select * from read_parquet({files}, hive_partitioning = false){where}"
+        )
+
+
+def live_keys(lake: Lake, manifest: Manifest) -> str:
+    """A select of (table_name, key, revision): whose rows are live. The newest run of a key wins, and it may be gone."""
+    files = path_list(_absolute(lake, manifest.files["live"]))
+    return (
+        "select table_name, key, run as revision from (select table_name, key, max(run) as run, arg_max(gone, run) as gone "
+        f"from read_parquet({files}) group by table_name, key) where not gone"
+    )
+
+
+def live_rows(lake: Lake, manifest: Manifest, table: str) -> str:
+    """A select of the live rows of a stored table, with `live_key` and `revision`."""
+    files = path_list(_absolute(lake, manifest.files[table]))
+    # union_by_name: columns may be added from one run to the next, never renamed.
+    return (
+        f"select data.* from read_parquet({files}, hive_partitioning = false, union_by_name = true) as data "
+        f"semi join (select * from ({live_keys(lake, manifest)}) where table_name = {literal(table)}) as live "
+        "on live.key = data.live_key and live.revision = data.revision"
     )
 
 

@@ -14,33 +14,55 @@ import duckdb
 
 SQL = files("otel_lightning.transforms") / "sql"
 PARAMETER = re.compile(r"\$([a-z_]+)\b")
-# Message conventions stand between what a span is and what was said in it; credit between choices and credits.
-CONVENTIONS_BEFORE, CREDIT_BEFORE = "20_", "80_"
+# What conventions say of spans comes before what a span is; credit between choices and credits.
+CONVENTIONS_BEFORE, CREDIT_BEFORE = "12_", "80_"
+# What is reduced over the live rows of every run, once the rows of this one are stored.
+REDUCES = ("90_baselines.sql", "92_pairs.sql")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One SQL file and the table that its select becomes."""
+    """One SQL file and the table that its select becomes; a view, if its header says `-- stored: view`."""
 
     table: str
     path: str
     text: str
 
+    @property
+    def view(self) -> bool:
+        return "\n-- stored: view\n" in self.text
+
 
 @cache
 def steps(method: str) -> tuple[Step, ...]:
-    """Every step up to credits and trajectories, with the credit method's file in its place."""
+    """Every step up to credits and trajectories, with the credit method's file in its place.
+
+    A method that is no file of ours is the user's own; it is run behind `choices`.
+    """
     numbered = sorted(item.name for item in SQL.iterdir() if re.match(r"\d\d_.*\.sql$", item.name))
-    conventions = sorted(item.name for item in (SQL / "conventions").iterdir() if item.name.endswith(".sql"))
     found: list[Step] = []
     for name in numbered:
         if name.startswith(CONVENTIONS_BEFORE):
-            found += [_step(f"conventions/{item}") for item in conventions]
-        if name.startswith(CREDIT_BEFORE):
+            found.append(recognised())
+        if name.startswith(CREDIT_BEFORE) and (SQL / "credit" / f"{method}.sql").is_file():
             found.append(Step("assigned", f"credit/{method}.sql", _read(f"credit/{method}.sql")))
-        if name != "90_baselines.sql":
+        if name not in REDUCES:
             found.append(_step(name))
     return tuple(found)
+
+
+@cache
+def conventions() -> tuple[Step, ...]:
+    """Each convention by itself: the spans that it recognises. A new one is a file in the folder, named nowhere."""
+    names = sorted(item.name for item in (SQL / "conventions").iterdir() if item.name.endswith(".sql"))
+    return tuple(_step(f"conventions/{name}") for name in names)
+
+
+@cache
+def recognised() -> Step:
+    """All conventions together: one row for each span and convention that claims it."""
+    selects = [f"select * from (\n{step.text}\n)" for step in conventions()]
+    return Step("recognised", "conventions/", "\nunion all by name\n".join(selects))
 
 
 def baselines() -> Step:
@@ -48,27 +70,68 @@ def baselines() -> Step:
     return _step("90_baselines.sql")
 
 
+def pairs() -> Step:
+    """The reduce that is run over the live answers, credits, returns and rollouts of tasks."""
+    return _step("92_pairs.sql")
+
+
+def signals() -> Step:
+    """All signals as one view: what each file finds, one after the other."""
+    named = sorted(item.name for item in (SQL / "signals").iterdir() if item.name.endswith(".sql"))
+    text = "\nunion all\n".join(f"select * from (\n{_read(f'signals/{name}')}\n)" for name in named)
+    return Step("signals", "signals", text)
+
+
 def keys(signal: str) -> Step:
-    """The narrow index of one signal."""
+    """The narrow index of one signal, or (found) what the steps add to it."""
     return Step("new_keys", f"keys/{signal}.sql", _read(f"keys/{signal}.sql"))
 
 
 def views() -> tuple[Step, ...]:
     """Views over stored tables, in the order in which they build on one another."""
-    return tuple(_step(f"views/{name}.sql") for name in ("credits", "samples", "trajectories", "funnel"))
+    names = ("credits", "samples", "trajectories", "pairs", "funnel")
+    return (*(_step(f"views/{name}.sql") for name in names), signals())
 
 
 @cache
 def sql_sha256(method: str) -> str:
     """Identity of all SQL that a run depends on."""
-    texts = [step.text for step in (*steps(method), baselines(), keys("spans"), keys("events"))]
+    more = (baselines(), pairs(), keys("spans"), keys("events"), keys("found"), keys("names"))
+    texts = [step.text for step in (*steps(method), *more)]
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
 def create(connection: duckdb.DuckDBPyConnection, step: Step, parameters: Mapping[str, Any]) -> None:
     """Run one step; it binds only the parameters that its text uses."""
     used = {name: parameters[name] for name in dict.fromkeys(PARAMETER.findall(step.text)) if name in parameters}
-    connection.execute(f"create or replace temp table {quoted(step.table)} as {step.text}", used)
+    kind = "view" if step.view else "table"
+    connection.execute(f"create or replace temp {kind} {quoted(step.table)} as {step.text}", used)
+
+
+@cache
+def last_uses(method: str, kept: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """For each step (by path): the tables that no later one reads, `kept` aside, so that their memory can be given back."""
+    ordered = steps(method)
+    last: dict[str, str] = {}
+    views = {step.table: step for step in ordered if step.view}
+    for step in ordered:
+        text = step.text
+        # Who reads a view reads what it is a view of.
+        for name, view in views.items():
+            if _mentions(text, name):
+                text += view.text
+        for table in ("spans", "events", *(other.table for other in ordered)):
+            if table not in views and (table == step.table or _mentions(text, table)):
+                last[table] = step.path
+    found: dict[str, tuple[str, ...]] = {}
+    for table, path in last.items():
+        if table not in kept:
+            found[path] = (*found.get(path, ()), table)
+    return found
+
+
+def _mentions(text: str, table: str) -> bool:
+    return re.search(rf"\b{table}\b", text) is not None
 
 
 def quoted(identifier: str) -> str:

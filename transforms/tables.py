@@ -12,14 +12,17 @@ from otel_lightning.store.manifest import live_files
 from otel_lightning.store.tombstones import read_deleted
 from otel_lightning.transforms import steps
 from otel_lightning.transforms.derived import Manifest, define_deleted, define_live
+from otel_lightning.transforms.guard import lock
 from otel_lightning.transforms.shapes import empty_relation
 
 
-def open_tables(lake: Path, *, threads: int | None = None, locked: bool = False) -> duckdb.DuckDBPyConnection:
+def open_tables(
+    lake: Path, *, threads: int | None = None, locked: bool = False, writable: Path | None = None
+) -> duckdb.DuckDBPyConnection:
     """A connection with a view for each table: spans, events, metrics; calls … funnel after the first transform.
 
-    With `locked`, only files under the lake can be read and no setting can be changed: for SQL that a user typed.
-    LightningError when there is no lake.
+    With `locked`, only files under the lake can be read (and under `writable` written) and no setting can be changed: for
+    SQL that a user typed. LightningError when there is no lake.
     """
     home = Lake.existing(lake)
     connection = duckdb.connect()
@@ -42,9 +45,7 @@ def open_tables(lake: Path, *, threads: int | None = None, locked: bool = False)
         for view in steps.views():
             connection.execute(f"create temp view {steps.quoted(view.table)} as {view.text}")
     if locked:
-        connection.execute(f"set allowed_directories = [{steps.literal(str(home.root.absolute()))}]")
-        connection.execute("set enable_external_access = false")
-        connection.execute("set lock_configuration = true")
+        lock(connection, *(folder for folder in (home.root, writable) if folder is not None))
     return connection
 
 

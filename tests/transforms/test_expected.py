@@ -10,7 +10,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,15 @@ from otel_lightning.transforms.tables import open_tables
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 CAPTURES = sorted(
-    str(path.parent.relative_to(FIXTURES / "otlp"))
-    for path in (FIXTURES / "otlp").glob("*/*/server_requests.jsonl")
-    if not path.parent.name.startswith("openllmetry")
+    str(path.parent.relative_to(FIXTURES / "otlp")) for path in (FIXTURES / "otlp").glob("*/*/server_requests.jsonl")
 )
 EXPECTED: dict[str, dict[int, Any]] = yaml.safe_load((FIXTURES / "expected.yml").read_text()) or {}
 KINDS = ("call", "not_kept", "failed_call", "attempt_of", "not_emitted", "not_a_call")
-FIELDS = ("prompt", "response", "response_id", "finish_reason", "usage")
-# A judge's own call, and one that continues a response of which only the server knows the earlier messages.
-RIGHTLY_UNTRAINABLE = ("judge", "partial_prompt")
+FIELDS = ("prompt", "response", "tool_call_ids", "response_id", "finish_reason", "usage")
+# A judge's own call, one that continues a response of which only the server knows the earlier messages, and one of which
+# the convention cannot tell whether its prompt is whole.
+RIGHTLY_UNTRAINABLE = ("judge", "partial_prompt", "content_partial")
+SAMPLING_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "n": 1}
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,10 @@ class Exchange:
     response_id: str | None
     finish_reason: str | None
     usage: tuple[int | None, int | None]
+    tool_call_ids: list[str | None] = field(default_factory=list)
+    tools: list[Any] = field(default_factory=list)
+    sampling: dict[str, Any] = field(default_factory=dict)
+    tokens: tuple[Any, Any, Any] = (None, None, None)
     choices: int = 1
     failed: bool = False
     untrainable: str | None = None
@@ -85,11 +89,48 @@ def item_as_message(item: dict[str, Any]) -> dict[str, Any]:
     return item
 
 
+def content_as_messages(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """A content of Gemini's API as chat messages: each tool's result is one of its own."""
+    parts = content["parts"]
+    results = [
+        {"role": "tool", "tool_call_id": result["id"], "content": json.dumps(result["response"], separators=(",", ":"))}
+        for result in (part["functionResponse"] for part in parts if "functionResponse" in part)
+    ]
+    asked = [
+        {"id": call["id"], "function": {"name": call["name"], "arguments": json.dumps(call["args"])}}
+        for call in (part["functionCall"] for part in parts if "functionCall" in part)
+    ]
+    if results:
+        return results
+    role = {"model": "assistant"}.get(content.get("role", "user"), content.get("role", "user"))
+    return [{"role": role, "content": parts, "tool_calls": asked}]
+
+
+def ids_of(response: tuple[str, list[Any]] | None) -> list[str | None]:
+    """The ids of the tool calls of an answer."""
+    return [call[0] for call in response[1]] if response else []
+
+
+def without_ids(response: tuple[str, list[Any]] | None) -> Any:
+    """What a model itself wrote of an answer: the ids of tool calls are its server's."""
+    return response and (response[0], [call[1:] for call in response[1]])
+
+
+def tools_of(tools: list[dict[str, Any]] | None) -> list[Any]:
+    """Name, description and parameters of each tool that was offered."""
+    functions = [f for tool in tools or [] for f in tool.get("functionDeclarations", [tool.get("function", tool)])]
+    return [(f["name"], f.get("description"), f.get("parameters", f.get("parameters_json_schema"))) for f in functions]
+
+
 def from_server(record: dict[str, Any]) -> Exchange:
     """What the model server was asked and what it answered."""
     request, reply = record["request"], record.get("reply")
     if "messages" in request:
         messages = request["messages"]
+    elif "contents" in request:
+        system = request.get("systemInstruction")
+        messages = [{"role": "system", "content": system["parts"]}] if system else []
+        messages += [message for content in request["contents"] for message in content_as_messages(content)]
     else:
         asked = request.get("input", request.get("prompt"))
         # Text, or the token ids that the completions API takes too, is what one user says.
@@ -111,6 +152,14 @@ def from_server(record: dict[str, Any]) -> Exchange:
         response_id=record.get("response_id"),
         finish_reason=(reply or {}).get("finish_reason"),
         usage=usage or (None, None),
+        tool_call_ids=ids_of(response),
+        tools=tools_of(request.get("tools")),
+        sampling={
+            "max_tokens": request.get("max_completion_tokens") or request.get("max_output_tokens"),
+            **request.get("generationConfig", {}),
+            **request,
+        },
+        tokens=(record.get("prompt_token_ids"), record.get("token_ids"), (reply or {}).get("logprobs")),
         choices=(reply or {}).get("n", 1),
         failed=record["status"] != 200,
     )
@@ -127,6 +176,10 @@ def from_call(row: dict[str, Any]) -> Exchange:
         response_id=row["response_id"],
         finish_reason=reasons[0] if reasons else None,
         usage=(row["prompt_tokens"], row["completion_tokens"]),
+        tool_call_ids=ids_of((first[1], first[2]) if first else None),
+        tools=tools_of(json.loads(row["tools"] or "[]")),
+        sampling=json.loads(row["sampling"]),
+        tokens=(row["prompt_ids"], (row["response_ids"] or [None])[0], (row["response_logprobs"] or [None])[0]),
         choices=len(row["choices"]),
         failed=row["error"],
         untrainable=row["untrainable_reason"],
@@ -163,8 +216,10 @@ def differing(line: Exchange, call: Exchange, *, failed: bool = False) -> list[s
         unequal.append("prompt")
     if failed:
         return unequal
-    if (line.response, line.choices) != (call.response, call.choices):
+    if (without_ids(line.response), line.choices) != (without_ids(call.response), call.choices):
         unequal.append("response")
+    elif line.tool_call_ids != call.tool_call_ids:
+        unequal.append("tool_call_ids")
     if line.response_id != call.response_id:
         unequal.append("response_id")
     if line.finish_reason is not None and line.finish_reason != call.finish_reason:
@@ -264,9 +319,30 @@ def test_each_request_became_what_expected_says(capture: str, found: Found) -> N
         unequal = sorted(differing(line, call, failed=failed))
         assert unequal == excused, f"line {number}: {unequal} differ, expected.yml says {excused}\n{line}\n{call}"
         assert call.failed == failed, f"line {number}"
-        for field in {"response_id", "finish_reason", "usage"} & set(excused):
-            assert getattr(call, field) in (None, (None, None)), f"line {number}: {field} is wrong, not missing"
+        # Conventions leave out much of these, and may write a default that was not sent; what they say is right.
+        assert call.tools in ([], line.tools), f"line {number}"
+        for here, there in zip(call.tokens, line.tokens, strict=True):
+            assert here is None or there is None or here == there, f"line {number}: token ids or log-probabilities"
+        said = {**SAMPLING_DEFAULTS, **line.sampling}
+        assert {key: said.get(key) for key in call.sampling} == call.sampling, f"line {number}"
+        for name in {"response_id", "finish_reason", "usage"} & set(excused):
+            assert getattr(call, name) in (None, (None, None)), f"line {number}: {name} is wrong, not missing"
+        if "tool_call_ids" in excused:
+            assert set(call.tool_call_ids) == {None}, f"line {number}: ids of tool calls are wrong, not missing"
         if failed or {"prompt", "response"} & set(excused):
             assert call.untrainable is not None, f"line {number}: trainable although its content is not the server's"
         else:
             assert call.untrainable in (None, *RIGHTLY_UNTRAINABLE), f"line {number}: {call.untrainable}"
+
+
+def test_exact_tokens_are_read_where_a_capture_holds_them(found: Found) -> None:
+    """What the server was asked to return with its answer is in OpenInference's payload of that answer."""
+    asked = {
+        record["response_id"]
+        for capture in CAPTURES
+        if capture.startswith(("openai-sdk/openinference-openai", "langchain/openinference-langchain+openai"))
+        for record in server_lines(capture).values()
+        if record["request"].get("return_token_ids") and record["status"] == 200
+    }
+    exact = [call for calls in found.values() for call in calls if None not in call.tokens[:2]]
+    assert {call.response_id for call in exact} >= asked and len(exact) >= 5

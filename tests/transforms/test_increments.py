@@ -141,7 +141,7 @@ def test_any_sequence_of_runs_ends_where_one_full_run_would(otlp: Otlp, tmp_path
         part, parcels = parcels[:size], parcels[size:]
         otlp.send([p for kind, p in part if kind == "span"], [p for kind, p in part if kind == "mark"])
         otlp.flush()
-        run_transform(lake, config, now_unix_nano=now)
+        run_transform(lake, config.model_copy(update={"buckets": rng.choice([None, 2, 7])}), now_unix_nano=now)
     run_transform(lake, config, now_unix_nano=now)
     stepwise = contents(lake)
     shutil.rmtree(lake / "derived")
@@ -226,8 +226,8 @@ def test_several_rewards_and_no_configuration_is_one_line_with_their_names(
         (["run", "--lake", "/nowhere"], "there is no lake at /nowhere"),
         (["sql", "select 1", "--lake", "/nowhere"], "there is no lake at /nowhere"),
         (["sql", "select nope from spans", "--lake", "."], 'Referenced column "nope"'),
-        (["sql", "drop table x", "--lake", "."], "only one SELECT is answered"),
-        (["sql", "select * from read_text('/etc/passwd')", "--lake", "."], "not answered"),
+        (["sql", "drop table x", "--lake", "."], "only SELECT is allowed; nothing can be changed here"),
+        (["sql", "select * from read_text('/etc/passwd')", "--lake", "."], "read_text() is not allowed"),
         (["explain"], "there is no lake at lake"),
         (["run", "--lake", ".", "--config", "c.yaml"], "unknown key 'credits'; did you mean 'credit'?"),
     ],

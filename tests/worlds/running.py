@@ -174,17 +174,22 @@ class Otlp:
         records: list[dict[str, Any]] = (),
         resource: dict[str, Any] | None = None,
     ) -> None:  # type: ignore[assignment]
-        """Post spans and records; each must be acknowledged."""
+        """Post spans and records; each must be acknowledged. A span may name its `_scope` and its process, `_instance`."""
         described = {"attributes": attributes(resource or {"service.name": "test", "service.instance.id": "i-1"})}
         if spans:
+            by_process: dict[str | None, list[dict[str, Any]]] = {}
+            for span in map(dict, spans):
+                scope = {"scope": {"name": span.pop("_scope", "test.llm")}, "spans": [span]}
+                by_process.setdefault(span.pop("_instance", None), []).append(scope)
             body = {
                 "resourceSpans": [
                     {
-                        "resource": described,
-                        "scopeSpans": [
-                            {"scope": {"name": s.pop("_scope", "test.llm")}, "spans": [s]} for s in map(dict, spans)
-                        ],
+                        "resource": described
+                        if instance is None
+                        else {"attributes": attributes({"service.name": "test", "service.instance.id": instance})},
+                        "scopeSpans": scopes,
                     }
+                    for instance, scopes in by_process.items()
                 ]
             }
             self._post("traces", body)

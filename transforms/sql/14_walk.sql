@@ -19,7 +19,7 @@ walk as (
         span_kind,
         span_kind = 'judge' as judge,
         case when span_kind = 'agent' then span_id end as agent_span_id,
-        coalesce(agent, said_agent) as agent,
+        coalesce(agent, for_agent) as agent,
         null::varchar as parent_agent_span_id,
         null::varchar as llm_ancestor_span_id,
         null::varchar as scope_span_id,
@@ -34,7 +34,7 @@ walk as (
         child.span_kind,
         walk.judge or child.span_kind = 'judge',
         case when child.span_kind = 'agent' then child.span_id else walk.agent_span_id end,
-        case when child.span_kind = 'agent' then child.agent else coalesce(child.said_agent, walk.agent, child.agent_name) end,
+        case when child.span_kind = 'agent' then child.agent else coalesce(child.for_agent, walk.agent, child.near_agent) end,
         walk.agent_span_id,
         case
             when walk.span_kind = 'llm' then walk.span_id

@@ -103,16 +103,48 @@ singles as (
         and placed.trace_id = placed.call_trace_id and placed.span_id = placed.call_span_id
 ),
 
-pairs as (
+-- Who may be beside whom: spans of one prompt in one process that were at work in the same ten minutes, in one trace, or in
+-- two if one of them is bare, its context lost. Where there are more than a hundred of them it is a loop, and all stay apart.
+beside as (
     select
+        *,
+        scope_span_id is null as bare,
+        unnest(range((start_unix_nano // 600_000_000_000)::bigint,
+            least(end_unix_nano // 600_000_000_000, start_unix_nano // 600_000_000_000 + 143)::bigint + 1)) as part_of_day
+    from singles
+    where service_instance_id is not null and talk_hash is not null
+),
+
+crowds as (
+    select
+        *,
+        count(*) over here <= 100 and min(scope_name) over here <> max(scope_name) over here as few_here,
+        count(*) over anywhere <= 100 and min(scope_name) over anywhere <> max(scope_name) over anywhere and bool_or(bare) over anywhere
+            and min(trace_id) over anywhere <> max(trace_id) over anywhere as few_anywhere
+    from beside
+    window
+        here as (partition by service_instance_id, talk_hash, part_of_day, trace_id),
+        anywhere as (partition by service_instance_id, talk_hash, part_of_day)
+),
+
+together as (
+    select a, b
+    from (select *, crowds as a from crowds where few_here)
+    join (select *, crowds as b from crowds where few_here) as other using (service_instance_id, talk_hash, part_of_day, trace_id)
+    union all
+    select a, b
+    from (select *, crowds as a from crowds where few_anywhere)
+    join (select *, crowds as b from crowds where few_anywhere) as other using (service_instance_id, talk_hash, part_of_day)
+    where a.trace_id <> b.trace_id and (a.bare or b.bare)
+),
+
+pairs as (
+    select distinct
         a.trace_id as outer_trace_id, a.span_id as outer_span_id, b.trace_id as inner_trace_id, b.span_id as inner_span_id,
         a.agent_span_id is null and a.scope_span_id is null and (b.agent_span_id is not null or b.scope_span_id is not null)
             as inner_has_place
-    from singles as a
-    join singles as b
-        on a.service_instance_id = b.service_instance_id
-        and a.talk_hash = b.talk_hash
-        and a.scope_name <> b.scope_name
+    from together
+    where a.scope_name <> b.scope_name
         and (a.response_id is null or b.response_id is null)
         and a.start_unix_nano <= b.start_unix_nano and a.end_unix_nano >= b.end_unix_nano
         and (a.trace_id, a.span_id) <> (b.trace_id, b.span_id)
@@ -120,10 +152,15 @@ pairs as (
 ),
 
 sure_pairs as (
-    select *
-    from pairs
-    where (select count(*) from pairs as p where (p.outer_trace_id, p.outer_span_id) = (pairs.outer_trace_id, pairs.outer_span_id)) = 1
-        and (select count(*) from pairs as p where (p.inner_trace_id, p.inner_span_id) = (pairs.inner_trace_id, pairs.inner_span_id)) = 1
+    select * exclude (inners, outers)
+    from (
+        select
+            *,
+            count(*) over (partition by outer_trace_id, outer_span_id) as inners,
+            count(*) over (partition by inner_trace_id, inner_span_id) as outers
+        from pairs
+    )
+    where inners = 1 and outers = 1
 ),
 
 paired as (

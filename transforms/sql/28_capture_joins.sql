@@ -44,30 +44,54 @@ call_spans as (
 ),
 
 by_parent as (
-    select capture_trace_id, capture_span_id, call_spans.trace_id, call_spans.span_id
-    from unclaimed_after_id
-    left join span_kinds as parent
-        on parent.trace_id = unclaimed_after_id.capture_trace_id and parent.span_id = unclaimed_after_id.parent_span_id
-    join call_spans
-        on call_spans.member in (
-            capture_trace_id || ':' || unclaimed_after_id.parent_span_id,
-            capture_trace_id || ':' || parent.parent_span_id
-        )
+    select distinct capture_trace_id, capture_span_id, call_spans.trace_id, call_spans.span_id
+    from (
+        select capture_trace_id, capture_span_id, capture_trace_id || ':' || parent_span_id as member from unclaimed_after_id
+        union all
+        select capture_trace_id, capture_span_id, capture_trace_id || ':' || parent.parent_span_id
+        from unclaimed_after_id
+        join span_kinds as parent
+            on parent.trace_id = unclaimed_after_id.capture_trace_id and parent.span_id = unclaimed_after_id.parent_span_id
+    )
+    join call_spans using (member)
 ),
 
 unclaimed_after_parent as (
     select * from unclaimed_after_id anti join by_parent using (capture_trace_id, capture_span_id)
 ),
 
+-- By content: of one prompt and answer, at work in the same ten minutes; more than a hundred of a kind are ambiguous anyway.
+records as (
+    select
+        *,
+        (start_unix_nano // 600_000_000_000)::bigint as part_of_day
+    from unclaimed_after_parent
+    where talk_hash is not null
+    qualify count(*) over (partition by talk_hash, answer_hash, part_of_day) <= 100
+),
+
+unclaimed_calls as (
+    select
+        *,
+        unnest(range((start_unix_nano // 600_000_000_000)::bigint,
+            least(end_unix_nano // 600_000_000_000, start_unix_nano // 600_000_000_000 + 143)::bigint + 1)) as part_of_day
+    from agent_side
+    anti join by_id using (trace_id, span_id)
+),
+
+few_calls as (
+    select * from unclaimed_calls qualify count(*) over (partition by talk_hash, answer_hash, part_of_day) <= 100
+),
+
 candidates as (
     select captures.capture_trace_id, captures.capture_span_id, agent_side.trace_id, agent_side.span_id
-    from unclaimed_after_parent as captures
-    join agent_side
+    from records as captures
+    join few_calls as agent_side
         on captures.talk_hash = agent_side.talk_hash
         and captures.answer_hash = agent_side.answer_hash
+        and captures.part_of_day = agent_side.part_of_day
         and agent_side.start_unix_nano <= captures.start_unix_nano
         and agent_side.end_unix_nano >= captures.end_unix_nano
-    anti join by_id on by_id.trace_id = agent_side.trace_id and by_id.span_id = agent_side.span_id
 ),
 
 counted as (

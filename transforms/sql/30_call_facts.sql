@@ -1,7 +1,8 @@
 -- Calls: the agent's side gives identity and place, plane B gives truth (messages as served, ids, logprobs, sampling).
 -- grain: one row per (trace_id, span_id): every LLM call, and every server's token record that carries a rollout id of its own
 -- kind: bucket
--- A record that kept only tokens leaves the messages to the agent's side. Rollout and step are not known yet; `explicit_rollout_id` is what the call itself or its token record says.
+-- A record that kept only tokens leaves the messages to the agent's side; whose they are is said here (prompt_…, answer_…,
+-- user_span_id), their text joins in 46_calls. Rollout and step are not known yet; `explicit_rollout_id` is what the call itself or its token record says.
 with
 
 own as (
@@ -44,8 +45,10 @@ merged as (
         coalesce(place.user_id, content.user_id) as user_id,
         coalesce(place.agent, content.agent) as agent,
         place.judge or content.judge as judge,
-        coalesce(case when b.prompt_length > 0 then b.prompt_messages end, content.prompt_messages) as prompt_messages,
-        coalesce(case when not b.empty_response then b.response_messages end, content.response_messages) as response_messages,
+        case when b.prompt_length > 0 then b.trace_id else content.trace_id end as prompt_trace_id,
+        case when b.prompt_length > 0 then b.span_id else content.span_id end as prompt_span_id,
+        case when not b.empty_response then b.trace_id else content.trace_id end as answer_trace_id,
+        case when not b.empty_response then b.span_id else content.span_id end as answer_span_id,
         coalesce(case when not b.empty_response then b.choices end, content.choices) as choices,
         coalesce(b.tools, content.tools, place.tools) as tools,
         coalesce(b.sampling, content.sampling) as sampling,
@@ -65,7 +68,9 @@ merged as (
         coalesce(case when not b.empty_response then b.response_hashes end, content.response_hashes) as response_hashes,
         coalesce(case when b.prompt_length > 0 then b.prompt_length end, content.prompt_length) as prompt_length,
         coalesce(case when b.prompt_length > 0 then b.has_user end, content.has_user) as has_user,
-        coalesce(content.first_user, b.first_user) as first_user,
+        case when content.has_user or b.trace_id is null then content.trace_id else b.trace_id end as user_trace_id,
+        case when content.has_user or b.trace_id is null then content.span_id else b.span_id end as user_span_id,
+        coalesce(content.has_user, false) or coalesce(b.has_user, false) as heard_user,
         coalesce(case when not b.empty_response then b.asked end, content.asked) as asked,
         content.asked as asked_by_agent,
         content.answers_tool_call_id,
@@ -123,7 +128,7 @@ select
         when prompt_ids is not null and len(response_ids) > 0 then case when captured and not by_client then 'engine' else 'captured' end
         else 'none'
     end as token_source,
-    sha256(to_json([to_json(prompt_hashes)::varchar, coalesce(tools, '')])) as prompt_hash,
+    sha256(array_to_string(prompt_hashes, '') || coalesce(tools, '')) as prompt_hash,
     list_filter([
         case when rollout_conflict then 'rollout_conflict' end,
         case when content_mismatch then 'content_mismatch' end,

@@ -1,91 +1,162 @@
 -- Which call continues which: t hangs on p when t's prompt, system messages aside, begins with p's prompt and one of
--- p's answers. It is a forest and needs no clocks.
+-- p's answers; or names p's response; or answers a tool call that p asked. It is a forest and needs no clocks.
 -- grain: one row per (trace_id, span_id) that has a parent
 -- kind: bucket
 -- The parent is the candidate with the longest prompt, then the last to end before t starts, then by (trace_id, span_id).
+-- Calls of different traces continue one another only within a session, conversation, rollout, along a span link, or, bare,
+-- within a process. Linear in messages: a prefix is the sum of its places' hashes, and equal candidates are one group.
 with
+
+links as (
+    select trace_id, min(target) as target
+    from (select trace_id, unnest(links).trace_id as target from spans_unique where len(links) > 0)
+    where target <> trace_id
+    group by trace_id
+    having count(distinct target) = 1
+),
 
 keyed as (
     select
-        trace_id, span_id, response_id, start_unix_nano, end_unix_nano, talk_hashes, has_user, previous_response_id,
-        answers_tool_call_id, asked, choices, response_hashes, span_seq, service_instance_id, session_id, conversation_id,
-        explicit_rollout_id, scope_span_id is null as bare
+        trace_id, span_id, response_id, start_unix_nano, end_unix_nano, talk_hashes, len(talk_hashes) as length, has_user,
+        previous_response_id, answers_tool_call_id, asked, choices, response_hashes,
+        list_transform(list_filter([
+            't' || trace_id,
+            'r' || explicit_rollout_id,
+            's' || session_id,
+            'c' || conversation_id,
+            'l' || target,
+            case when linked_to then 'l' || trace_id end,
+            case when scope_span_id is null then 'i' || service_instance_id || ' ' || coalesce(session_id, '') end
+        ], lambda s: s is not null), lambda s: s || ' ' || coalesce(explicit_rollout_id, '')) as scopes
     from call_facts
+    left join links using (trace_id)
+    left join (select distinct target as trace_id, true as linked_to from links) as targets using (trace_id)
     where not judge
+),
+
+turns as (
+    select trace_id, span_id, i, (md5_number(hash || i)::uhugeint >> 32)::hugeint as value
+    from (select trace_id, span_id, unnest(talk_hashes) as hash, generate_subscripts(talk_hashes, 1) as i from keyed)
+),
+
+totals as (
+    select trace_id, span_id, sum(value) as total from turns group by trace_id, span_id
 ),
 
 answers as (
     select
-        trace_id, span_id, end_unix_nano, len(talk_hashes) as length, choice,
-        service_instance_id, session_id, conversation_id, explicit_rollout_id, bare,
-        sha256(to_json(list_append(talk_hashes, response_hash))) as continuation
+        trace_id, span_id, choice, length, end_unix_nano, scopes, 'prompt' as found_by,
+        (coalesce(total, 0) + (md5_number(response_hash || (length + 1))::uhugeint >> 32)::hugeint)::varchar as said
     from (
-        select *, unnest(choices) as choice, unnest(response_hashes) as response_hash
+        select keyed.*, unnest(choices) as choice, unnest(response_hashes) as response_hash
         from keyed
         where has_user
     )
+    left join totals using (trace_id, span_id)
+
+    union all
+
+    select trace_id, span_id, coalesce(choices[1], 0), length, end_unix_nano, ['any'], 'previous_response_id', response_id
+    from keyed
+    where response_id is not null
+
+    union all
+
+    select trace_id, span_id, call.choice, length, end_unix_nano, ['any'], 'tool_call_id', call.id
+    from (select *, unnest(asked) as call from keyed where len(asked) > 0)
+    where call.id is not null
 ),
 
 prefixes as (
-    select
-        trace_id, span_id, start_unix_nano, service_instance_id, session_id, conversation_id, explicit_rollout_id, bare,
-        sha256(to_json(list_slice(talk_hashes, 1, unnest(range(2, len(talk_hashes) + 1)))))  as continuation
+    select trace_id, span_id, i, sum(value) over (partition by trace_id, span_id order by i) as prefix
+    from turns
+),
+
+heard as (
+    select prefixes.trace_id, prefixes.span_id, keyed.start_unix_nano, keyed.scopes, 'prompt' as found_by, prefix::varchar as said
+    from prefixes
+    semi join (select distinct said from answers where found_by = 'prompt') as known on known.said = prefixes.prefix::varchar
+    join keyed using (trace_id, span_id)
+    where i > 1
+
+    union all
+
+    select trace_id, span_id, start_unix_nano, ['any'], 'previous_response_id', previous_response_id
     from keyed
+    where previous_response_id is not null
+
+    union all
+
+    select trace_id, span_id, start_unix_nano, ['any'], 'tool_call_id', answers_tool_call_id
+    from keyed
+    where answers_tool_call_id is not null
+),
+
+-- Candidates that say the same in one scope: how long, how many, and for each time of ending who is first by id.
+spoken_in as (
+    select trace_id, span_id, choice, length, end_unix_nano, found_by, said, unnest(scopes) as scope from answers
+),
+
+groups as (
+    select scope, found_by, said, max(length) as length from spoken_in group by all
+),
+
+ends as (
+    select scope, found_by, said, length, end_unix_nano, min((trace_id, span_id, choice)) as first, count(*) as candidates
+    from spoken_in
+    join groups using (scope, found_by, said, length)
+    group by all
+),
+
+counts as (
+    select
+        scope, found_by, said, length, sum(candidates) as candidates,
+        max(end_unix_nano) as last_unix_nano, arg_max(first, end_unix_nano) as last
+    from ends
+    group by all
+),
+
+heard_in as (
+    select trace_id, span_id, start_unix_nano, found_by, said, unnest(scopes) as scope from heard
+),
+
+matched as (
+    select heard_in.*, counts.length, counts.candidates, counts.last_unix_nano, counts.last
+    from heard_in
+    join counts using (scope, found_by, said)
+),
+
+longest as (
+    select trace_id, span_id, max(length) as length from matched group by trace_id, span_id
 ),
 
 candidates as (
     select
-        t.trace_id, t.span_id, p.trace_id as parent_trace_id, p.span_id as parent_span_id, p.choice, p.length,
-        p.end_unix_nano, t.start_unix_nano, 'prompt' as found_by
-    from prefixes as t
-    join answers as p using (continuation)
-    where (t.trace_id, t.span_id) <> (p.trace_id, p.span_id)
-        and t.explicit_rollout_id is not distinct from p.explicit_rollout_id
-        and (
-            t.trace_id = p.trace_id
-            or t.explicit_rollout_id is not null
-            or t.session_id = p.session_id
-            or t.conversation_id = p.conversation_id
-            or (
-                t.bare and p.bare and t.service_instance_id = p.service_instance_id
-                and t.session_id is not distinct from p.session_id
-            )
-            or (t.session_id is null and p.session_id is null and t.service_instance_id = p.service_instance_id)
-        )
-
-    union all
-
-    select
-        t.trace_id, t.span_id, p.trace_id, p.span_id, coalesce(p.choices[1], 0), len(p.talk_hashes),
-        p.end_unix_nano, t.start_unix_nano, 'previous_response_id'
-    from keyed as t
-    join keyed as p on t.previous_response_id = p.response_id
-
-    union all
-
-    select
-        t.trace_id, t.span_id, p.trace_id, p.span_id, p.asked_choice, len(p.talk_hashes),
-        p.end_unix_nano, t.start_unix_nano, 'tool_call_id'
-    from keyed as t
-    join (select *, unnest(asked).id as asked_id, unnest(asked).choice as asked_choice from keyed) as p
-        on t.answers_tool_call_id = p.asked_id
-    where (t.trace_id, t.span_id) <> (p.trace_id, p.span_id)
+        matched.trace_id, matched.span_id, matched.start_unix_nano, matched.found_by, matched.candidates,
+        coalesce(ends.first, matched.last) as parent,
+        coalesce(ends.end_unix_nano, matched.last_unix_nano) as end_unix_nano
+    from matched
+    semi join longest using (trace_id, span_id, length)
+    asof left join ends
+        on ends.scope = matched.scope and ends.found_by = matched.found_by and ends.said = matched.said
+        and ends.end_unix_nano <= matched.start_unix_nano
 ),
 
 ranked as (
     select
         *,
         row_number() over (
-            partition by trace_id, span_id
-            order by length desc, end_unix_nano <= start_unix_nano desc, end_unix_nano desc, parent_trace_id, parent_span_id, choice
+            partition by trace_id, span_id order by end_unix_nano <= start_unix_nano desc, end_unix_nano desc, parent, found_by
         ) as place,
-        count(*) over (partition by trace_id, span_id, length) as equals
+        max(candidates) over (partition by trace_id, span_id) as most,
+        min(parent) over (partition by trace_id, span_id) <> max(parent) over (partition by trace_id, span_id) as differ
     from candidates
+    where (trace_id, span_id) <> (parent[1], parent[2])
 )
 
 select
-    trace_id, span_id, parent_trace_id, parent_span_id, choice, found_by,
-    equals > 1 as ambiguous,
+    trace_id, span_id, parent[1] as parent_trace_id, parent[2] as parent_span_id, parent[3] as choice, found_by,
+    most > 1 or differ as ambiguous,
     case when start_unix_nano >= end_unix_nano then start_unix_nano - end_unix_nano else 0 end as gap_nano,
     start_unix_nano < end_unix_nano as clock_suspect
 from ranked

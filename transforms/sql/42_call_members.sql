@@ -97,43 +97,57 @@ linked as (
     having count(distinct target) = 1
 ),
 
+-- Links lead through traces that hold no call (messages between agents), so those are on the way too.
 parents as (
     select
-        traces.trace_id,
+        trace_id,
         coalesce(continued.parent_trace_id, linked.parent_trace_id) as parent_trace_id,
         coalesce(continued.keyed_by, 'link') as keyed_by
-    from traces
-    left join continued using (trace_id)
-    left join linked using (trace_id)
-    semi join traces as known on known.trace_id = coalesce(continued.parent_trace_id, linked.parent_trace_id)
+    from continued
+    full join linked using (trace_id)
+),
+
+roots as (
+    select trace_id from traces
+    union
+    select parent_trace_id from parents
 ),
 
 walk as (
-    select trace_id, trace_id as first_trace_id, 0 as depth
-    from traces
+    select trace_id, trace_id as root_trace_id
+    from roots
     anti join parents using (trace_id)
     union all
-    select parents.trace_id, walk.first_trace_id, walk.depth + 1
+    select parents.trace_id, walk.root_trace_id
     from walk
     join parents on parents.parent_trace_id = walk.trace_id
 ),
 
 families as (
-    select trace_id, first_trace_id from walk
-    union all
-    select trace_id, trace_id from traces anti join walk using (trace_id)
+    select
+        trace_id, keyed_by,
+        first_value(trace_id) over (partition by root_trace_id order by start_unix_nano, trace_id) as first_trace_id
+    from (
+        select trace_id, root_trace_id from walk
+        union all
+        -- A circle has no root.
+        select trace_id, trace_id from traces anti join walk using (trace_id)
+    )
+    join traces using (trace_id)
+    left join parents using (trace_id)
 ),
 
 family_names as (
     select first_trace_id, count(distinct named) as names, min(named) as named, max(attempt) as attempt,
         -- The first rule, in the order in which they apply, that holds two of its traces together.
-        case when count(*) filter (where parents.keyed_by = 'session') > 0 then 'session'
-            when count(*) filter (where parents.keyed_by = 'link') > 0 then 'link'
-            when count(parents.keyed_by) > 0 then 'continuation'
-            else 'single' end as keyed_by
+        case
+            when count(*) = 1 then 'single'
+            when count(*) filter (where keyed_by = 'session') > 0 then 'session'
+            when count(*) filter (where keyed_by = 'link') > 0 then 'link'
+            else 'continuation'
+        end as keyed_by
     from families
     join traces using (trace_id)
-    left join parents using (trace_id)
     group by first_trace_id
 )
 

@@ -2,7 +2,7 @@
 -- grain: one row per (trace_id, span_id)
 -- kind: bucket
 -- order(t) = greatest(t0(t), order(lineage parent)); t0 is the start (else the end), made non-decreasing along
--- lightning.span.seq within a process. Ties break by lineage depth, sequence, trace and span id.
+-- lightning.span.seq within a process of the rollout. Ties break by lineage depth, sequence, trace and span id.
 with recursive
 
 placed as (
@@ -19,8 +19,9 @@ placed as (
 timed as (
     select
         *,
-        case when span_seq is null then time0 else max(time0) over (
-            partition by service_instance_id, span_seq is null order by span_seq rows unbounded preceding
+        case when span_seq is null or service_instance_id is null then time0 else max(time0) over (
+            partition by rollout_id, service_instance_id, span_seq is null
+            order by span_seq, time0, trace_id, span_id rows unbounded preceding
         ) end as t0
     from placed
 ),

@@ -1,18 +1,40 @@
 -- The table `calls`: one LLM call, wide, with its place in its episode.
 -- grain: one row per (trace_id, span_id)
 -- kind: bucket
+-- `price` is in the currency of the configured prices, NULL where model or tokens are unknown: missing is not free.
+with
+
+-- The price of the model's own name, else of the longest beginning.
+priced as (
+    select models.model, max_by(prices.input, (not prices.starts, len(prices.model))) as input,
+        max_by(prices.output, (not prices.starts, len(prices.model))) as output
+    from (select distinct model from call_facts where model is not null) as models
+    join prices
+        on prices.model = models.model or (prices.starts and starts_with(models.model, prices.model))
+    group by models.model
+)
+
 select
     facts.trace_id, facts.span_id, facts.parent_span_id, facts.scope_span_id, facts.agent_span_id,
     steps.rollout_id, steps.step,
     facts.convention, facts.operation, facts.provider, facts.model, facts.response_id,
     facts.service_name, facts.service_instance_id, facts.session_id, facts.conversation_id, facts.user_id,
     facts.agent, facts.judge,
-    facts.prompt_messages, facts.response_messages, facts.choices, facts.tools, facts.sampling, facts.temperature,
+    case when $messages then coalesce(prompts.prompt_messages, '[]') end as prompt_messages,
+    case when $messages then coalesce(answers.response_messages, '[]') end as response_messages,
+    facts.choices, case when $messages then facts.tools end as tools, facts.sampling, facts.temperature,
     facts.finish_reasons, facts.prompt_tokens, facts.completion_tokens,
-    facts.policy_version, facts.tokenizer, facts.prompt_ids, facts.response_ids, facts.response_logprobs,
+    facts.policy_version, facts.tokenizer,
+    case when $messages then facts.prompt_ids end as prompt_ids,
+    case when $messages then facts.response_ids end as response_ids,
+    case when $messages then facts.response_logprobs end as response_logprobs,
     facts.logprobs_mode, facts.token_source, facts.prompt_hash,
     lineage.parent_trace_id as lineage_trace_id, lineage.parent_span_id as lineage_span_id, lineage.choice as lineage_choice,
     facts.content, facts.span_seq, facts.start_unix_nano, facts.end_unix_nano,
+    case when facts.start_unix_nano > 0 and facts.end_unix_nano >= facts.start_unix_nano
+        then (facts.end_unix_nano - facts.start_unix_nano)::double / 1e6 end as latency_ms,
+    ((facts.prompt_tokens::decimal(18, 0) * priced.input + facts.completion_tokens::decimal(18, 0) * priced.output)
+        * 0.000001::decimal(7, 6))::decimal(38, 12) as price,
     facts.error,
     facts.trainable and not facts.judge and steps.rollout_id is not null
         and not (coalesce(list_contains(facts.finish_reasons, 'length'), false) and $truncated = 'drop') as trainable,
@@ -22,9 +44,19 @@ select
         when steps.rollout_id is null then coalesce(steps.keyed_by, 'no_rollout')
     end as untrainable_reason,
     facts.merged_span_ids,
-    facts.first_user, facts.captured, facts.task_id, facts.group_id, facts.split,
+    facts.captured, facts.task_id, facts.group_id, facts.split,
     list_contains(facts.finish_reasons, 'length') as truncated,
-    list_concat(facts.flags, case when steps.clock_suspect then ['clock_suspect'] else [] end) as flags
-from call_facts as facts
+    list_concat(facts.flags, case when steps.clock_suspect or impossible then ['clock_suspect'] else [] end) as flags
+from (
+    -- Backwards, or outside of 2000 to 2099.
+    select
+        *,
+        end_unix_nano < start_unix_nano or (start_unix_nano > 0 and start_unix_nano < 946684800000000000)
+            or greatest(start_unix_nano, end_unix_nano) >= 4102444800000000000 as impossible
+    from call_facts
+) as facts
 left join call_steps as steps using (trace_id, span_id)
 left join lineage using (trace_id, span_id)
+left join priced on priced.model = facts.model
+left join messages as prompts on $messages and prompts.trace_id = facts.prompt_trace_id and prompts.span_id = facts.prompt_span_id
+left join spoken as answers on $messages and answers.trace_id = facts.answer_trace_id and answers.span_id = facts.answer_span_id

@@ -18,7 +18,6 @@ of_calls as (
         any_value(calls.split order by calls.step) as split,
         any_value(calls.policy_version order by calls.step) as policy_version,
         count(distinct calls.policy_version) > 1 as mixed_policy,
-        any_value(calls.first_user order by calls.step) as first_user,
         count(*) as calls,
         count(*) filter (where calls.captured) as captured,
         bool_or(calls.error) as any_error,
@@ -113,7 +112,7 @@ joined as (
         coalesce(marks.split, of_calls.split) as stated_split,
         of_calls.policy_version,
         coalesce(of_calls.mixed_policy, false) as mixed_policy,
-        of_calls.first_user,
+        first_users.first_user,
         coalesce(of_traces.spans, 0) as spans,
         coalesce(marks.spans_declared, of_traces.spans_counted) as spans_declared,
         coalesce(of_calls.calls, 0) as calls,
@@ -133,6 +132,7 @@ joined as (
     from of_calls
     full join marks using (rollout_id)
     left join of_traces on of_traces.rollout_id = of_calls.rollout_id
+    left join first_users on first_users.rollout_id = of_calls.rollout_id
     left join records on records.base_rollout_id = coalesce(of_calls.base_rollout_id, marks.base_rollout_id)
 ),
 

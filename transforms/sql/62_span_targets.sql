@@ -1,5 +1,5 @@
 -- What a span stands for when a reward names it: the call it is or was merged into; the tool; the trace, if it is a
--- root; itself, if it has calls below; else its parent, by this list.
+-- root; itself, if it has calls below and is no judge; else its parent, by this list.
 -- grain: one row per (trace_id, span_id)
 -- kind: bucket
 with recursive
@@ -18,7 +18,7 @@ own as (
             when call_spans.span_id is not null then 'call'
             when tools.span_id is not null then 'tool'
             when kinds.parent_span_id is null then 'trace'
-            when scopes.span_id is not null then 'span'
+            when scopes.kind <> 'judge' then 'span'
         end as kind,
         coalesce(call_spans.call_trace_id, kinds.trace_id) as target_trace_id,
         coalesce(call_spans.call_span_id, kinds.span_id) as target_span_id

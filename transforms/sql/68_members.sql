@@ -1,6 +1,7 @@
 -- Which rollouts count: the chosen attempt, whole, not dropped; and what becomes of the others.
 -- grain: one row per rollout_id
 -- kind: bucket
+-- `unwanted` are those for which the user's `where` is not true.
 with
 
 attempts as (
@@ -14,6 +15,7 @@ select
     case
         when $attempts = 'last' and rollouts.attempt <> last_attempt then 'other_attempt'
         when $attempts = 'first' and rollouts.attempt <> first_attempt then 'other_attempt'
+        when unwanted.rollout_id is not null then 'where'
         when not rollouts.complete and $incomplete = 'drop' then 'incomplete'
         when rollouts.status = 'error' and $error = 'drop' then 'error'
         when rollouts.status = 'timeout' and $timeout = 'drop' then 'timeout'
@@ -26,3 +28,4 @@ select
     end as masked
 from rollouts
 join attempts using (base_rollout_id)
+left join unwanted using (rollout_id)

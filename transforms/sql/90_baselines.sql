@@ -2,11 +2,11 @@
 -- grain: one row per (recipe, kind, key, agent)
 -- kind: reduce
 -- n, sum and deviation are over q of the members: rollouts with q, not dropped, of one group (kind group) or of one
--- policy version (kind population).
+-- population (kind population: one policy version, or one value of credit.within).
 with
 
 q as (
-    select recipe, agent, group_id, policy_version, rollout_id, credit_mean
+    select recipe, agent, group_id, population, rollout_id, credit_mean
     from returns
     where member and credit_mean is not null
 ),
@@ -14,7 +14,7 @@ q as (
 keyed as (
     select recipe, 'group' as kind, group_id as key, agent, rollout_id, credit_mean from q
     union all
-    select recipe, 'population', coalesce(policy_version, ''), agent, rollout_id, credit_mean from q
+    select recipe, 'population', population, agent, rollout_id, credit_mean from q
 ),
 
 means as (

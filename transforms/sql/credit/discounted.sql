@@ -1,35 +1,20 @@
 -- A call is credited with what came after it, discounted by the steps between.
---   c(t) = Σ_{s ≥ t} γ^(step(s) − step(t)) x(s),  x = own + tool, plus the episode's reward at its last call
+--   c(t) = Σ_{s ≥ t} γ^(step(s) − step(t)) x(s),  x = own + tool, plus what is on a span at that span's last call, on a
+--   trace at that trace's and on the episode at the episode's; nothing only where the episode earned nothing at all
 -- The return G_t of Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 3.8. Computed by a doubling scan: after
 -- pass k each call holds the sum over the 2^k calls from it on, so log2(n) passes do, and no power of γ overflows.
+-- reward_ids are those at the call itself and those of the episode.
 -- grain: one row per (trace_id, span_id, choice)
 -- kind: bucket
 with recursive
 
-lasts as (
-    select rollout_id, max(step) as last_step from choices group by rollout_id
-),
-
-x as (
-    select
-        rollout_id, step, trace_id, span_id, last_step,
-        sum(case when is_main then own_score end) as main_own,
-        sum(tool_score) as tool,
-        any_value(rollout_score order by choice) as episode
-    from choices
-    join lasts using (rollout_id)
-    group by all
-),
-
 rewarded as (
     select
         rollout_id, step, trace_id, span_id,
-        case
-            when main_own is null and tool is null and (step <> last_step or episode is null) then 0
-            else coalesce(main_own, 0) + coalesce(tool, 0) + case when step = last_step then coalesce(episode, 0) else 0 end
-        end::double as reward,
-        main_own is not null or tool is not null or (step = last_step and episode is not null) as any_reward
-    from x
+        (coalesce(own, 0) + coalesce(tool, 0) + coalesce(span, 0) + coalesce(trace, 0) + coalesce(rest, 0))::double as reward,
+        coalesce(own, tool, span, trace, rest) is not null as any_reward,
+        list_concat(list_concat(own_ids, tool_ids), span_ids) as reward_ids
+    from earned
 ),
 
 placed as (
@@ -71,7 +56,8 @@ select
         when choices.is_main then totals.total
         else choices.own_score::double
     end::decimal(38, 12) as credit,
-    list_concat(coalesce(choices.own_reward_ids, []), coalesce(choices.tool_reward_ids, []), coalesce(choices.rollout_reward_ids, [])) as reward_ids
+    case when choices.is_main then list_concat(placed.reward_ids, coalesce(choices.rollout_reward_ids, []))
+        else coalesce(choices.own_reward_ids, []) end as reward_ids
 from choices
 join placed using (trace_id, span_id)
 join totals on totals.rollout_id = choices.rollout_id and totals.step = choices.step

@@ -1,16 +1,23 @@
 -- `funnel`: spans → calls → trainable → rewarded → credited → in a group → trained tokens, and why each other fell out.
--- grain: one row per (stage, reason); reason NULL is what remained at that stage
+-- grain: one row per (stage, reason)
+-- kind: reduce
+-- reason NULL is what remained at that stage.
 with
+
+-- Under method agent a rollout has several returns; what the funnel asks of them they have in common.
+whole as (
+    select rollout_id, bool_or(member) as member, max(dropped) as dropped from returns group by rollout_id
+),
 
 call_state as (
     select
         calls.trace_id, calls.span_id, calls.rollout_id, calls.trainable, calls.untrainable_reason,
         coalesce(list_sum(list_transform(calls.response_ids, lambda ids: len(ids))), calls.completion_tokens, 0) as tokens,
-        returns.member, returns.dropped, returns.reward as rollout_reward,
+        whole.member, whole.dropped,
         credits.reward, credits.advantage, credits."use", coalesce(calls.truncated, false) as truncated,
         rollouts.split
     from calls
-    left join returns on returns.rollout_id = calls.rollout_id
+    left join whole on whole.rollout_id = calls.rollout_id
     left join rollouts on rollouts.rollout_id = calls.rollout_id
     left join (select * from credits where choice = 0) as credits using (trace_id, span_id)
 ),
@@ -44,4 +51,9 @@ select 7, 'rewards', unresolved_reason, null, count(*)::bigint, count(distinct r
 from rewards
 where unresolved_reason is not null
 group by unresolved_reason
+union all
+select 8, 'rewards', 'reward_unused', null, count(*)::bigint, count(distinct rollout_id)::bigint, null
+from rewards
+where list_contains(flags, 'reward_unused')
+having count(*) > 0
 order by place, reason nulls first

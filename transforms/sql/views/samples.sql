@@ -1,5 +1,6 @@
 -- `samples`: the (prompt, response, reward) tuple: narrow credits joined to wide calls.
--- grain: one row per credited answer (trace_id, span_id, choice)
+-- grain: one row per (trace_id, span_id, choice)
+-- kind: reduce
 with
 
 lengths as (
@@ -7,7 +8,7 @@ lengths as (
 )
 
 select
-    credits.*,
+    credits.* exclude (revision),
     sha256(to_json([credits.trace_id, credits.span_id, credits.choice::varchar])) as sample_id,
     calls.revision,
     calls.prompt_messages,

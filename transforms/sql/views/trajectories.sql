@@ -1,5 +1,6 @@
 -- `trajectories`: token sequences with everything a trainer needs, assembled from narrow ranges and the calls they name.
--- grain: one row per trajectory_id
+-- grain: one row per (trajectory_id)
+-- kind: reduce
 -- token_ids, loss_mask, logprobs and advantages have one length; outside trained answers mask and advantage are 0. An
 -- advantage is one number an answer, times its own mask.
 with

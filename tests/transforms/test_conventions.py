@@ -1,0 +1,164 @@
+"""What holds for every convention alike: its columns, and that no name of a framework is ever looked at."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from captures import CAPTURES, Request, frames, rows, transformed
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from otel_lightning.transforms import steps
+
+README = Path(steps.__file__).parent / "README.md"
+KINDS = {"llm", "agent", "tool", "judge", "chain", "other", "capture"}
+# Said by their sender's names themselves, so they follow them: an agent or tool that says no other name has its span's.
+NAMES = {"agent", "name", "service_name"}
+
+
+def nonsense(name: str) -> str:
+    """Another name, the same for the same one."""
+    return "z" + hashlib.sha256(name.encode()).hexdigest()[:8]
+
+
+def rename(request: Request) -> None:
+    """Nothing that a framework calls itself or its spans is left."""
+    if not isinstance(request, ExportTraceServiceRequest):
+        return
+    for resource in request.resource_spans:
+        for attribute in resource.resource.attributes:
+            if attribute.key.startswith(("service.name", "telemetry.")):
+                attribute.value.string_value = nonsense(attribute.value.string_value)
+        for scope in resource.scope_spans:
+            scope.scope.name, scope.scope.version = nonsense(scope.scope.name), "0"
+            for span in scope.spans:
+                span.name = nonsense(span.name)
+
+
+def cut(request: Request) -> None:
+    """Every string cut as OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT=64 would: what was JSON is none any more."""
+    if isinstance(request, ExportTraceServiceRequest):
+        things = [span for r in request.resource_spans for scope in r.scope_spans for span in scope.spans]
+    else:
+        things = [record for r in request.resource_logs for scope in r.scope_logs for record in scope.log_records]
+    for thing in things:
+        for attribute in thing.attributes:
+            if attribute.value.WhichOneof("value") == "string_value":
+                attribute.value.string_value = attribute.value.string_value[:64]
+
+
+def with_tokens(request: Request) -> None:
+    """Token records as a wrapper around the model's client writes them: on each second call itself, else below it."""
+    if not isinstance(request, ExportTraceServiceRequest):
+        return
+    number = 0
+    for resource in request.resource_spans:
+        for scope in resource.scope_spans:
+            for call in list(scope.spans):
+                said = {attribute.key: attribute.value for attribute in call.attributes}
+                if "gen_ai.response.id" not in said or "gen_ai.usage.output_tokens" not in said:
+                    continue
+                number += 1
+                record = call
+                if number % 2:
+                    record = scope.spans.add(
+                        trace_id=call.trace_id, span_id=call.span_id[::-1], parent_span_id=call.span_id
+                    )
+                    record.start_time_unix_nano, record.end_time_unix_nano = (
+                        call.end_time_unix_nano,
+                        call.end_time_unix_nano,
+                    )
+                    record.attributes.add(key="gen_ai.response.id", value=said["gen_ai.response.id"])
+                sampled = range(said["gen_ai.usage.output_tokens"].int_value)
+                for key, values in (("rl.prompt_token_ids", [7, number]), ("rl.choice.0.token_ids", sampled)):
+                    array = record.attributes.add(key=key).value.array_value
+                    for value in values:
+                        array.values.add(int_value=value)
+
+
+def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Columns in which two rows differ beyond a change of names."""
+    return [
+        column
+        for column, value in one.items()
+        if value != other[column] and not (column in NAMES and value is not None and other[column] == nonsense(value))
+    ]
+
+
+def test_names_of_frameworks_spans_and_services_mean_nothing() -> None:
+    """Every capture, renamed, gives the same calls and tools."""
+    recorded, renamed = transformed(frames()), transformed(frames(change=rename))
+    for table in ("calls", "tools"):
+        query = f"select * from {table} order by trace_id, span_id"
+        before, after = rows(recorded, query), rows(renamed, query)
+        assert [(row["trace_id"], row["span_id"]) for row in before] == [(r["trace_id"], r["span_id"]) for r in after]
+        assert before
+        for one, other in zip(before, after, strict=True):
+            assert differing(one, other) == [], (table, one["span_id"])
+
+
+def test_messages_cut_by_a_length_limit_keep_the_call_and_are_not_trained() -> None:
+    """No string breaks a batch, whatever it was meant to be; a call whose messages are no JSON any more says why."""
+    whole, short = transformed(frames()), transformed(frames(change=cut))
+    query = "select trace_id, span_id from calls order by all"
+    assert rows(whole, query) == rows(short, query)
+    lost = rows(
+        short,
+        """
+        select calls.span_id, untrainable_reason
+        from calls
+        join spans_unique using (trace_id, span_id)
+        where convention = 'genai' and len(attributes_str['gen_ai.input.messages']) = 64
+        """,
+    )
+    assert len(lost) > 50
+    assert {row["untrainable_reason"] for row in lost} <= {"no_prompt", "error"}
+
+
+def test_a_convention_is_one_file_with_the_columns_of_all_others() -> None:
+    """The same columns in the same order, of the same types, as the README lists them."""
+    connection = transformed(frames(CAPTURES[:1]), "spans_unique")
+    shapes = {
+        step.path: [row[:2] for row in connection.execute(f"describe {step.text}").fetchall()]
+        for step in steps.conventions()
+    }
+    first = next(iter(shapes.values()))
+    assert all(shape == first for shape in shapes.values()), {
+        p: set(s) ^ set(first) for p, s in shapes.items() if s != first
+    }
+    listed = README.read_text(encoding="utf-8").split("## Conventions")[1].split("\n## ")[0]
+    for column, _ in first:
+        assert f"`{column}`" in listed, f"transforms/README.md does not say what {column} is"
+
+
+def test_tokens_beside_a_call_or_below_it_are_the_calls() -> None:
+    """rl.*: on the call's span or on one of its own, which is no call."""
+    capture = ["openai-sdk/otel-genai-span-and-event"]
+    plain, recorded = transformed(frames(capture)), transformed(frames(capture, with_tokens))
+    count = "select count(*) as n from calls"
+    assert rows(plain, count) == rows(recorded, count)
+    found = rows(
+        recorded,
+        """
+        select prompt_ids[1] as first, response_ids = [range(completion_tokens)] as whole, len(merged_span_ids) as merged, count(*) as n
+        from calls where token_source = 'captured' group by all order by merged
+        """,
+    )
+    assert [(row["first"], row["whole"], row["merged"]) for row in found] == [(7, True, 0), (7, True, 1)]
+    assert sum(row["n"] for row in found) > 20
+
+
+@pytest.mark.parametrize("step", steps.conventions(), ids=lambda step: step.path)
+def test_a_convention_claims_a_span_once(step: steps.Step) -> None:
+    """One row per span, of a known kind; and some capture speaks it, unless no library does."""
+    connection = transformed(
+        frames(change=with_tokens if step.table == "token_capture" else lambda _: None), "spans_unique"
+    )
+    steps.create(connection, step, {})
+    found = rows(connection, f"select count(*) as n, count(distinct (trace_id, span_id)) as spans from {step.table}")[0]
+    assert found["n"] == found["spans"] > 0
+    kinds = rows(connection, f"select distinct span_kind, convention, precedence is null as unsaid from {step.table}")
+    assert {row["span_kind"] for row in kinds} <= KINDS
+    assert {(row["convention"], row["unsaid"]) for row in kinds} == {(step.table, False)}

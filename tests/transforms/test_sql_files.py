@@ -1,0 +1,57 @@
+"""Every SQL file does what the `.yml` beside it says (worlds/sql_files.py has the format)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from sql_files import Mistake, SqlFile, paths, sql_files
+
+KEYS = {"grain", "kind", "keys", "covers", "checks", "defaults", "cases"}
+CASE_KEYS = {"name", "config", "now", "given", "expected"}
+CASES = [(file, case) for file in sql_files() for case in file.said.get("cases", ())]
+
+
+def test_every_sql_file_has_a_yml() -> None:
+    assert set(paths()) == {file.path for file in sql_files()}
+
+
+@pytest.mark.parametrize("file", sql_files(), ids=lambda file: file.path)
+def test_grain_kind_and_keys_are_said_once_and_alike(file: SqlFile) -> None:
+    assert set(file.said) <= KEYS and {"grain", "kind", "keys", "cases"} <= set(file.said)
+    assert file.header("grain").startswith(file.said["grain"]), "the header of the SQL file says another grain"
+    assert file.said["kind"] in ("map", "bucket", "reduce")
+    assert file.header("kind") == file.said["kind"], "the header of the SQL file says another kind"
+    if named := re.search(r"\(([\w, ]+)\)", file.said["grain"]):
+        assert named[1].split(", ") == file.said["keys"]
+    assert file.said["cases"], "at least one case, small enough to do by hand"
+    for case in file.said["cases"]:
+        assert set(case) <= CASE_KEYS and {"name", "given", "expected"} <= set(case)
+
+
+@pytest.mark.parametrize(("file", "case"), CASES, ids=[f"{file.path}: {case['name']}" for file, case in CASES])
+def test_a_file_does_what_its_cases_say(file: SqlFile, case: dict[str, Any]) -> None:
+    file.case(case)
+
+
+def test_a_case_that_is_wrong_is_found() -> None:
+    """A row that does not come out, one more that does, a column that nobody knows, a key that is not one, a check that fails."""
+    file = next(file for file in sql_files() if file.path == "68_members.sql")
+    case = next(case for case in file.said["cases"] if "unwanted" not in case["given"])
+    rows = case["expected"]
+    for wrong in (
+        [{**rows[0], "masked": True}, *rows[1:]],
+        rows[1:],
+        [*rows, rows[0]],
+        [{**rows[0], "nope": 1}, *rows[1:]],
+    ):
+        with pytest.raises(Mistake):
+            file.case(case | {"expected": wrong})
+    with pytest.raises(Mistake, match="has no column nope"):
+        file.case(case | {"given": {"rollouts": [{"nope": 1}]}})
+    with pytest.raises(Mistake, match="does not read spanz"):
+        file.case(case | {"given": {"spanz": []}})
+    for said in ({"keys": ["masked"]}, {"checks": ["select 1 from members"]}, {"covers": "select 'x' as rollout_id"}):
+        with pytest.raises(Mistake):
+            SqlFile(file.path, file.text, file.said | said).case(case)
