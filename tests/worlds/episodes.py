@@ -454,13 +454,13 @@ def corrected(w: Writer) -> None:
 
 
 def tiny_rewards(w: Writer) -> None:
-    """A dozen episodes whose rewards a double forgets beside a large one."""
-    for nth in range(12):
+    """Sixteen episodes whose rewards a double forgets beside a large one, and remembers before it."""
+    for nth in range(16):
         root = w.new_span()
         call = w.call(root, w.ask(), trace=w.trace(nth))
         w.root(span_id=root, trace=w.trace(nth))
-        w.reward(0.000000004, Target("trace", w.trace(nth)), trace=w.trace(nth), span=root)
-        w.credited(0.000000004, call, trace=w.trace(nth))
+        w.reward(0.000000007, Target("trace", w.trace(nth)), trace=w.trace(nth), span=root)
+        w.credited(0.000000007, call, trace=w.trace(nth))
 
 
 def many_rewards(w: Writer) -> None:
@@ -766,11 +766,13 @@ KINDS: tuple[Callable[[Writer], None], ...] = (
 )  # fmt: skip
 
 
-def generated(count: int, seed: int) -> list[Episode]:
-    """`count` episodes, every kind in turn."""
+def generated(
+    count: int, seed: int, kinds: tuple[Callable[[Writer], None], ...] = KINDS, first: int = 0
+) -> list[Episode]:
+    """`count` episodes, every kind in turn, numbered from `first`."""
     episodes = []
-    for number in range(count):
-        kind = KINDS[number % len(KINDS)]
+    for number in range(first, first + count):
+        kind = kinds[number % len(kinds)]
         writer = Writer(kind.__name__, number, random.Random(f"{seed}/{number}"))
         kind(writer)
         episodes.append(writer.episode)
