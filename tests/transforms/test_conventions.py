@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from otel_lightning.transforms import steps
 
 README = Path(steps.__file__).parent / "README.md"
-KINDS = {"llm", "agent", "tool", "judge", "chain", "other"}
+KINDS = {"llm", "agent", "tool", "judge", "chain", "other", "capture"}
 # Said by their sender's names themselves, so they follow them: an agent or tool that says no other name has its span's.
 NAMES = {"agent", "name", "service_name"}
 
@@ -47,6 +47,35 @@ def cut(request: Request) -> None:
         for attribute in thing.attributes:
             if attribute.value.WhichOneof("value") == "string_value":
                 attribute.value.string_value = attribute.value.string_value[:64]
+
+
+def with_tokens(request: Request) -> None:
+    """Token records as a wrapper around the model's client writes them: on each second call itself, else below it."""
+    if not isinstance(request, ExportTraceServiceRequest):
+        return
+    number = 0
+    for resource in request.resource_spans:
+        for scope in resource.scope_spans:
+            for call in list(scope.spans):
+                said = {attribute.key: attribute.value for attribute in call.attributes}
+                if "gen_ai.response.id" not in said or "gen_ai.usage.output_tokens" not in said:
+                    continue
+                number += 1
+                record = call
+                if number % 2:
+                    record = scope.spans.add(
+                        trace_id=call.trace_id, span_id=call.span_id[::-1], parent_span_id=call.span_id
+                    )
+                    record.start_time_unix_nano, record.end_time_unix_nano = (
+                        call.end_time_unix_nano,
+                        call.end_time_unix_nano,
+                    )
+                    record.attributes.add(key="gen_ai.response.id", value=said["gen_ai.response.id"])
+                sampled = range(said["gen_ai.usage.output_tokens"].int_value)
+                for key, values in (("rl.prompt_token_ids", [7, number]), ("rl.choice.0.token_ids", sampled)):
+                    array = record.attributes.add(key=key).value.array_value
+                    for value in values:
+                        array.values.add(int_value=value)
 
 
 def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -104,10 +133,29 @@ def test_a_convention_is_one_file_with_the_columns_of_all_others() -> None:
         assert f"`{column}`" in listed, f"transforms/README.md does not say what {column} is"
 
 
+def test_tokens_beside_a_call_or_below_it_are_the_calls() -> None:
+    """rl.*: on the call's span or on one of its own, which is no call."""
+    capture = ["openai-sdk/otel-genai-span-and-event"]
+    plain, recorded = transformed(frames(capture)), transformed(frames(capture, with_tokens))
+    count = "select count(*) as n from calls"
+    assert rows(plain, count) == rows(recorded, count)
+    found = rows(
+        recorded,
+        """
+        select prompt_ids[1] as first, response_ids = [range(completion_tokens)] as whole, len(merged_span_ids) as merged, count(*) as n
+        from calls where token_source = 'captured' group by all order by merged
+        """,
+    )
+    assert [(row["first"], row["whole"], row["merged"]) for row in found] == [(7, True, 0), (7, True, 1)]
+    assert sum(row["n"] for row in found) > 20
+
+
 @pytest.mark.parametrize("step", steps.conventions(), ids=lambda step: step.path)
 def test_a_convention_claims_a_span_once(step: steps.Step) -> None:
-    """One row per span, of a known kind; and some capture speaks it."""
-    connection = transformed(frames(), "spans_unique")
+    """One row per span, of a known kind; and some capture speaks it, unless no library does."""
+    connection = transformed(
+        frames(change=with_tokens if step.table == "token_capture" else lambda _: None), "spans_unique"
+    )
     steps.create(connection, step, {})
     found = rows(connection, f"select count(*) as n, count(distinct (trace_id, span_id)) as spans from {step.table}")[0]
     assert found["n"] == found["spans"] > 0

@@ -28,7 +28,7 @@ SECOND = 10**9
 # Doubles in two traces, linked traces, content in log records.
 SPLIT = (
     "langchain/openinference-all+httpx2",
-    "autogen/native+openai-rootspan",
+    "autogen/native+openinference-openai",
     "openai-sdk/openllmetry-openai-events",
 )
 T, U, V, W = ("1" * 32, "2" * 32, "3" * 32, "4" * 32)
@@ -176,6 +176,13 @@ def test_recorded_doubles_nested_beside_and_across_traces_leave_one_call_for_eac
         apart = row["merged_span_ids"][0].split(":")[0] != row["trace_id"]
         found[owner[row["trace_id"]], "another trace" if apart else "same trace"] += 1
     assert found == {(capture, shape): n for capture, (n, shape) in shapes.items()}
+
+
+def test_a_tool_seen_twice_is_one_execution_with_what_both_know() -> None:
+    """AutoGen and OpenInference nested: arguments and result from without, the id of the tool call from within."""
+    found = rows(transformed(frames(["autogen/openinference-autogen+openai"])), "select * from tools")
+    assert len(found) == 3
+    assert all(row["tool_call_id"].startswith("call_") and row["result"] and row["call_span_id"] for row in found)
 
 
 def test_a_team_whose_messages_fall_apart_into_linked_traces_is_one_episode() -> None:

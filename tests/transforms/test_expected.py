@@ -48,6 +48,7 @@ class Exchange:
     tool_call_ids: list[str | None] = field(default_factory=list)
     tools: list[Any] = field(default_factory=list)
     sampling: dict[str, Any] = field(default_factory=dict)
+    tokens: tuple[Any, Any, Any] = (None, None, None)
     choices: int = 1
     failed: bool = False
     untrainable: str | None = None
@@ -158,6 +159,7 @@ def from_server(record: dict[str, Any]) -> Exchange:
             **request.get("generationConfig", {}),
             **request,
         },
+        tokens=(record.get("prompt_token_ids"), record.get("token_ids"), (reply or {}).get("logprobs")),
         choices=(reply or {}).get("n", 1),
         failed=record["status"] != 200,
     )
@@ -177,6 +179,7 @@ def from_call(row: dict[str, Any]) -> Exchange:
         tool_call_ids=ids_of((first[1], first[2]) if first else None),
         tools=tools_of(json.loads(row["tools"] or "[]")),
         sampling=json.loads(row["sampling"]),
+        tokens=(row["prompt_ids"], (row["response_ids"] or [None])[0], (row["response_logprobs"] or [None])[0]),
         choices=len(row["choices"]),
         failed=row["error"],
         untrainable=row["untrainable_reason"],
@@ -318,6 +321,8 @@ def test_each_request_became_what_expected_says(capture: str, found: Found) -> N
         assert call.failed == failed, f"line {number}"
         # Conventions leave out much of these, and may write a default that was not sent; what they say is right.
         assert call.tools in ([], line.tools), f"line {number}"
+        for here, there in zip(call.tokens, line.tokens, strict=True):
+            assert here is None or there is None or here == there, f"line {number}: token ids or log-probabilities"
         said = {**SAMPLING_DEFAULTS, **line.sampling}
         assert {key: said.get(key) for key in call.sampling} == call.sampling, f"line {number}"
         for name in {"response_id", "finish_reason", "usage"} & set(excused):
@@ -328,3 +333,16 @@ def test_each_request_became_what_expected_says(capture: str, found: Found) -> N
             assert call.untrainable is not None, f"line {number}: trainable although its content is not the server's"
         else:
             assert call.untrainable in (None, *RIGHTLY_UNTRAINABLE), f"line {number}: {call.untrainable}"
+
+
+def test_exact_tokens_are_read_where_a_capture_holds_them(found: Found) -> None:
+    """What the server was asked to return with its answer is in OpenInference's payload of that answer."""
+    asked = {
+        record["response_id"]
+        for capture in CAPTURES
+        if capture.startswith(("openai-sdk/openinference-openai", "langchain/openinference-langchain+openai"))
+        for record in server_lines(capture).values()
+        if record["request"].get("return_token_ids") and record["status"] == 200
+    }
+    exact = [call for calls in found.values() for call in calls if None not in call.tokens[:2]]
+    assert {call.response_id for call in exact} >= asked and len(exact) >= 5

@@ -43,7 +43,9 @@ claims as (
         arg_max(tool_name, (precedence, convention)) as tool_name,
         arg_max(tool_call_id, (precedence, convention)) as tool_call_id,
         arg_max(tool_arguments, (precedence, convention)) as tool_arguments,
-        arg_max(tool_result, (precedence, convention)) as tool_result
+        arg_max(tool_result, (precedence, convention)) as tool_result,
+        arg_max(prompt_token_ids, (precedence, convention)) as prompt_token_ids,
+        arg_max(token_choices, (precedence, convention)) as token_choices
     from recognised
     semi join claimed_twice using (trace_id, span_id)
     group by trace_id, span_id
@@ -77,6 +79,7 @@ select
     claims.prompt_tokens, claims.completion_tokens, claims.sampling, claims.tools,
     coalesce(spans.content, claims.content) as content,
     spans.status_code = 2 or spans.attributes_str['error.type'] is not null or coalesce(claims.failed, false) as error,
-    claims.tool_name, claims.tool_call_id, claims.tool_arguments, claims.tool_result
+    claims.tool_name, claims.tool_call_id, claims.tool_arguments, claims.tool_result,
+    claims.prompt_token_ids, claims.token_choices
 from spans_unique as spans
 left join claims using (trace_id, span_id)

@@ -2,19 +2,32 @@
 -- that asked for a tool of that name.
 -- grain: one row per (trace_id, span_id)
 -- kind: bucket
--- A tool span nested in another of the same tool is that execution seen twice: the outer one is kept.
+-- A tool span nested in another of the same tool is that execution seen twice: the outer one is kept, with what it lacks.
 with
+
+nested as (
+    select
+        trace_id, parent_span_id as span_id,
+        min(tool_call_id) as tool_call_id, min(tool_arguments) as arguments, min(tool_result) as result
+    from span_kinds
+    where span_kind = 'tool' and parent_span_id is not null
+    group by trace_id, parent_span_id
+    having count(*) = 1
+),
 
 executions as (
     select
         kinds.trace_id, kinds.span_id, kinds.parent_span_id,
         coalesce(kinds.tool_name, kinds.name) as name,
-        kinds.tool_call_id, kinds.tool_arguments as arguments, kinds.tool_result as result,
+        coalesce(kinds.tool_call_id, nested.tool_call_id) as tool_call_id,
+        coalesce(kinds.tool_arguments, nested.arguments) as arguments,
+        coalesce(kinds.tool_result, nested.result) as result,
         kinds.status_code = 2 as error,
         kinds.start_unix_nano, kinds.end_unix_nano,
         walk.agent_span_id, walk.scope_span_id
     from span_kinds as kinds
     join walk using (trace_id, span_id)
+    left join nested using (trace_id, span_id)
     left join span_kinds as parent on parent.trace_id = kinds.trace_id and parent.span_id = kinds.parent_span_id
     where kinds.span_kind = 'tool' and coalesce(parent.span_kind, '') <> 'tool'
 ),

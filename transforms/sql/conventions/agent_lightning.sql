@@ -53,7 +53,9 @@ select
     null::varchar as tool_call_id,
     null::varchar as tool_arguments,
     null::varchar as tool_result,
-    null::struct(choice int, role varchar, text varchar, tool_calls struct(id varchar, name varchar, arguments varchar)[], tool_call_id varchar, finish_reason varchar)[] as messages
+    null::struct(choice int, role varchar, text varchar, tool_calls struct(id varchar, name varchar, arguments varchar)[], tool_call_id varchar, finish_reason varchar)[] as messages,
+    null::int[] as prompt_token_ids,
+    null::struct(token_ids int[], logprobs double[])[] as token_choices
 from marked
 left join attempts using (rollout_id, attempt_id)
 where marked.rollout_id is not null

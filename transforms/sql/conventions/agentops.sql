@@ -3,7 +3,7 @@
 -- grain: one row per (trace_id, span_id): the same columns in every file of this folder
 -- kind: bucket
 -- Unless streamed, the tool calls of an answer are spans below the call (tool.call.id): what the model asked for, no
--- execution of a tool.
+-- execution of a tool. Agent Lightning adds the exact ids of the first choice where the server gave them.
 with
 
 mine as (
@@ -129,6 +129,11 @@ select
         else attributes['agentops.tool.input']
     end as tool_arguments,
     case when part = 'tool' then attributes['agentops.tool.output'] end as tool_result,
-    said.messages
+    said.messages,
+    case when part = 'llm' then from_json(attributes_json['prompt_token_ids'], '["INTEGER"]') end as prompt_token_ids,
+    case when part = 'llm' and attributes_json['response_token_ids'] is not null and attributes['gen_ai.completion.1.role'] is null then [{
+        token_ids: from_json(attributes_json['response_token_ids'], '["INTEGER"]'),
+        logprobs: list_transform(from_json(try_cast(attributes['logprobs.content'] as json), '[{"logprob":"DOUBLE"}]'), lambda l: l.logprob)
+    }] end as token_choices
 from mine
 left join said using (trace_id, span_id)

@@ -160,6 +160,8 @@ select
     case when span_kind = 'tool' then tool_call_id end as tool_call_id,
     case when span_kind = 'tool' then coalesce(attributes['gen_ai.tool.call.arguments'], attributes_json['gen_ai.tool.call.arguments']) end as tool_arguments,
     case when span_kind = 'tool' then coalesce(attributes['gen_ai.tool.call.result'], attributes_json['gen_ai.tool.call.result']) end as tool_result,
-    said.messages
+    said.messages,
+    null::int[] as prompt_token_ids,
+    null::struct(token_ids int[], logprobs double[])[] as token_choices
 from mine
 left join said using (trace_id, span_id)

@@ -127,6 +127,8 @@ select
     null::varchar as tool_call_id,
     null::varchar as tool_arguments,
     null::varchar as tool_result,
-    said.messages
+    said.messages,
+    null::int[] as prompt_token_ids,
+    null::struct(token_ids int[], logprobs double[])[] as token_choices
 from llm_spans
 join said using (trace_id, span_id)

@@ -110,6 +110,8 @@ select
     case when span_kind = 'tool' then tool_call_id end as tool_call_id,
     case when span_kind = 'tool' then case when json_array_length(asked, '$.args') = 0 then asked ->> '$.kwargs' else input end end as tool_arguments,
     case when span_kind = 'tool' then coalesce(answered ->> '$', output) end as tool_result,
-    said.messages
+    said.messages,
+    null::int[] as prompt_token_ids,
+    null::struct(token_ids int[], logprobs double[])[] as token_choices
 from mine
 left join said using (trace_id, span_id)

@@ -136,6 +136,8 @@ select
         try_cast(attributes['gen_ai.completion'] as json) ->> '$.output',
         attributes['gen_ai.completion']
     ) end as tool_result,
-    said.messages
+    said.messages,
+    null::int[] as prompt_token_ids,
+    null::struct(token_ids int[], logprobs double[])[] as token_choices
 from mine
 left join said using (trace_id, span_id)

@@ -5,6 +5,7 @@
 -- Indexes may have gaps. Of Chat Completions N is the choice; the Responses API gives each output item a message of its
 -- own: they are parts of one choice. The legacy completions API answers in llm.choices.N; its prompt is no conversation
 -- and is not read as one. A chat that the Agents SDK streams leaves its answer in output.value alone.
+-- The ids of the tokens are in that payload if the server was asked for them (vLLM's return_token_ids).
 -- A span may speak GenAI as well, rewritten from these attributes: then GenAI is read, unless it has fewer messages.
 with
 
@@ -30,7 +31,15 @@ read as materialized (
             '$.finish_reason', '$.data.tool_call_id', '$.tool_call_id', '$.data.content', '$.object', '$[0].object'
         ]) end as value,
         case when json_valid(output) then case when json_extract_string(output, '$[0].object') = 'response' then json_extract(output, '$[0].output') end end as streamed_items,
-        case when oi_kind = 'LLM' then case when not json_valid(output) then nullif(regexp_extract(output, 'ChatCompletion\(id=''([^'']+)''', 1), '') end end as printed_id,
+        case when oi_kind = 'LLM' and contains(output, 'ChatCompletion(id=')
+            then nullif(regexp_extract(output, 'ChatCompletion\(id=''([^'']+)''', 1), '') end as printed_id,
+        case when oi_kind = 'LLM' and contains(output, '"token_ids"') then case when json_valid(output) then from_json(
+            output,
+            '{"prompt_token_ids":["INTEGER"],"choices":[{"index":"INTEGER","token_ids":["INTEGER"],"prompt_token_ids":["INTEGER"],'
+            || '"logprobs":{"content":[{"logprob":"DOUBLE"}],"token_logprobs":["DOUBLE"]}}]}'
+        ) end end as payload,
+        -- Text that was hidden on purpose reads so.
+        case when oi_kind = 'LLM' and list_contains(map_values(attributes), '__REDACTED__') then 'redacted' end as content,
         oi_kind = 'LLM' and genai_messages is not null as dual,
         dual and coalesce(json_array_length(genai_messages), 0) >= len(list_filter(
             map_keys(attributes), lambda k: k ~ '^llm\.input_messages\.\d+\.message\.role$'
@@ -180,7 +189,7 @@ together as (
 ),
 
 -- A list sorted by its places: to sort the messages themselves would move their text about.
-said as (
+listed as (
     select trace_id, span_id, list_select(messages, list_grade_up(places)) as messages
     from (
         select
@@ -194,6 +203,35 @@ said as (
         join (select trace_id, span_id, value[9] = 'response' as answers_in_one from read where oi_kind = 'LLM') as read
             using (trace_id, span_id)
         group by all
+    )
+),
+
+-- smolagents keeps what tools were asked and gave under roles of its own, and sends them as the assistant's and the
+-- user's, neighbours of one role as one message.
+said as (
+    select
+        trace_id, span_id,
+        case when list_has_any(roles, ['tool-call', 'tool-response']) then list_transform(heads, lambda h, k: {
+            choice: messages[h].choice, role: sent_as[h],
+            text: array_to_string(list_transform(messages[h:coalesce(heads[k + 1], len(messages) + 1) - 1], lambda m: m.text), chr(10)),
+            tool_calls: messages[h].tool_calls, tool_call_id: messages[h].tool_call_id, finish_reason: messages[h].finish_reason
+        }) else messages end as messages
+    from (
+        select
+            *,
+            list_filter(range(1, len(messages) + 1), lambda i: i = 1 or sent_as[i] is distinct from sent_as[i - 1]
+                or messages[i].choice is not null or len(messages[i].tool_calls) > 0 or messages[i].tool_call_id is not null) as heads
+        from (
+            select
+                *,
+                list_transform(messages, lambda m: case when m.tool_call_id is null then m.role end) as roles,
+                list_transform(messages, lambda m: case
+                    when m.tool_call_id is null and m.role = 'tool-response' then 'user'
+                    when m.role = 'tool-call' then 'assistant'
+                    else m.role
+                end) as sent_as
+            from listed
+        )
     )
 )
 
@@ -233,12 +271,19 @@ select
         'seed', invocation -> '$.seed', 'stop', invocation -> '$.stop', 'n', invocation -> '$.n'
     ) end::varchar as sampling,
     tools,
-    null::varchar as content,
+    content,
     false as failed,
     case when oi_kind = 'TOOL' then coalesce(tool_name, tool_attribute) end as tool_name,
     case when oi_kind = 'TOOL' then coalesce(tool_call_id, value[6], value[7]) end as tool_call_id,
     tool_arguments,
     tool_result,
-    said.messages
+    said.messages,
+    coalesce(payload.prompt_token_ids, payload.choices[1].prompt_token_ids) as prompt_token_ids,
+    case when list_transform(payload.choices, lambda c: c.index) = list_transform(range(len(payload.choices)), lambda i: i::int)
+        then list_transform(payload.choices, lambda c: {
+            token_ids: case when len(c.token_ids) = list_count(c.token_ids) then c.token_ids end,
+            logprobs: case when len(c.token_ids) = len(c.logprobs.content) then list_transform(c.logprobs.content, lambda t: t.logprob)
+                when len(c.token_ids) = len(c.logprobs.token_logprobs) then c.logprobs.token_logprobs end
+        }) end as token_choices
 from read
 left join said using (trace_id, span_id)

@@ -140,7 +140,9 @@ select
     ) as tool_call_id,
     coalesce(case when json_valid(input) then coalesce(input ->> '$.inputs', input ->> '$.input_str') end, input) as tool_arguments,
     coalesce(case when json_valid(output) then coalesce(output ->> '$.output.kwargs.content', output ->> '$.output') end, output) as tool_result,
-    said.messages
+    said.messages,
+    null::int[] as prompt_token_ids,
+    null::struct(token_ids int[], logprobs double[])[] as token_choices
 from mine
 left join said using (trace_id, span_id)
 where legacy or level is not null or attributes['traceloop.association.properties.session_id'] is not null

@@ -86,6 +86,8 @@ select
     case when span_kind = 'tool' then tool_call_id end as tool_call_id,
     case when span_kind = 'tool' then attributes['tool_arguments'] end as tool_arguments,
     case when span_kind = 'tool' then attributes['tool_response'] end as tool_result,
-    said.messages
+    said.messages,
+    null::int[] as prompt_token_ids,
+    null::struct(token_ids int[], logprobs double[])[] as token_choices
 from mine
 left join said using (trace_id, span_id)

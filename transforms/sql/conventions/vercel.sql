@@ -126,6 +126,8 @@ select
     case when span_kind = 'tool' then attributes['ai.toolCall.id'] end as tool_call_id,
     case when span_kind = 'tool' then attributes['ai.toolCall.args'] end as tool_arguments,
     case when span_kind = 'tool' then coalesce(try_cast(attributes['ai.toolCall.result'] as json) ->> '$', attributes['ai.toolCall.result']) end as tool_result,
-    said.messages
+    said.messages,
+    null::int[] as prompt_token_ids,
+    null::struct(token_ids int[], logprobs double[])[] as token_choices
 from mine
 left join said using (trace_id, span_id)
