@@ -481,6 +481,16 @@ def many_rewards(w: Writer) -> None:
     w.credited(99999999.90000008, call)
 
 
+def about_nothing(w: Writer) -> None:
+    """Rewards that say of nothing what they are about: each stands for itself, on nothing."""
+    root = w.new_span()
+    call = w.call(root, w.ask())
+    w.root(span_id=root)
+    for _ in range(2):
+        w.reward(w.score(), Target(reason="target_not_found"))
+    w.credited(None, call)
+
+
 def undated(w: Writer) -> None:
     """A reward without a time of its own: only when it was seen is known."""
     root, score = w.new_span(), w.score()
@@ -761,7 +771,7 @@ def anything(w: Writer) -> None:
 
 KINDS: tuple[Callable[[Writer], None], ...] = (
     plain, failed_then_right, cycle, deep, wide, not_numbers, times, copies, nasty_strings, session, linked, late_feedback,
-    corrected, tiny_rewards, many_rewards, undated, parallel_agents, several_answers, judged, attempts, served, doubles, tools, orphans, bare_calls, inline,
+    corrected, tiny_rewards, many_rewards, about_nothing, undated, parallel_agents, several_answers, judged, attempts, served, doubles, tools, orphans, bare_calls, inline,
     reused_response_id, announced, two_names, counted, anything, anything,
 )  # fmt: skip
 
