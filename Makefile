@@ -8,7 +8,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 SEED ?= 0
 SIZE ?= full
 
-.PHONY: help install agents demo demo-control demo-results check test test-all property frameworks faults soak sanitize bench bench-collect
+.PHONY: help install agents demo demo-control demo-results check test test-all property frameworks faults soak sanitize bench bench-collect bench-transform
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -62,6 +62,9 @@ bench: $(VENV)/dev.stamp  ## Benchmarks: ratios against something real in the sa
 
 bench-collect: $(VENV)/dev.stamp  ## The collector beside rotel, Agent Lightning, MLflow and Phoenix, in environments of their own
 	$(BIN)/python benchmarks/collect.py --write benchmarks/results/collect.md
+
+bench-transform: $(VENV)/dev.stamp  ## A million spans to credit and samples, beside Agent Lightning's adapter; increments, memory, hostile traces
+	$(BIN)/python benchmarks/transform.py --write benchmarks/results/transform.md
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not installed; set PYTHON=python3.12 or newer, or install Python 3.11"; exit 1; }

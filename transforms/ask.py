@@ -16,6 +16,7 @@ import duckdb
 
 from otel_lightning.app.errors import LightningError
 from otel_lightning.app.printable import cell, printable
+from otel_lightning.transforms.guard import check_select, first_line
 from otel_lightning.transforms.tables import open_tables
 
 Form = Literal["table", "json", "csv"]
@@ -31,12 +32,12 @@ def ask(lake: Path, query: str, form: Form) -> None:
         _ask(lake, query, form, told)
     except duckdb.IOException as error:
         if told.rows:
-            raise LightningError(f"the answer ends after {told.rows} rows: {_first_line(error)}; ask again") from None
+            raise LightningError(f"the answer ends after {told.rows} rows: {first_line(error)}; ask again") from None
         # A compaction or a deletion took a file away since the list of files was made: ask again with what is live.
         try:
             _ask(lake, query, form, told)
         except duckdb.Error as error:
-            raise LightningError(f"the query was not answered: {_first_line(error)}") from None
+            raise LightningError(f"the query was not answered: {first_line(error)}") from None
 
 
 @dataclass
@@ -49,9 +50,7 @@ class _Told:
 def _ask(lake: Path, query: str, form: Form, told: _Told) -> None:
     with open_tables(lake, locked=True) as connection:
         try:
-            statements = connection.extract_statements(query)
-            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-                raise LightningError("only one SELECT is answered; nothing can be changed here")
+            check_select(connection, query, "the query", None)
             result = connection.execute(query)
             names = [column[0] for column in result.description or []]
             if form == "table":
@@ -72,7 +71,7 @@ def _ask(lake: Path, query: str, form: Form, told: _Told) -> None:
         except duckdb.IOException:
             raise
         except duckdb.Error as error:
-            raise LightningError(f"the query was not answered: {_first_line(error)}") from None
+            raise LightningError(f"the query was not answered: {first_line(error)}") from None
 
 
 def _table(names: list[str], rows: list[tuple[Any, ...]]) -> None:
@@ -134,9 +133,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, datetime.date | datetime.datetime):
         return value.isoformat()
     return str(value)
-
-
-def _first_line(error: duckdb.Error) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    hint = next((line for line in lines if line.startswith(("Candidate", "Did you mean"))), "")
-    return f"{lines[0]} {hint}".strip()

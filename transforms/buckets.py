@@ -35,16 +35,16 @@ class Bucket:
 def plan(
     connection: duckdb.DuckDBPyConnection, lake: Lake, folder: Path, memory_mb: int, number: int | None
 ) -> list[Bucket]:
-    """`bucket_of` (node, bucket) over `parts`, and the buckets. `number` forces so many, wherever their rows lie.
+    """`bucket_of` (node, bucket) over `working`, and the buckets. `number` forces so many, wherever their rows lie.
 
     `folder` takes what has to be sorted; the caller removes it.
     """
     connection.execute(
-        "create or replace temp table places as "
-        "select node, signal, file, sum(rows)::bigint as rows from keys semi join parts using (node) "
+        "create or replace temp table lies as "
+        "select node, signal, file, sum(rows)::bigint as rows from keys semi join working using (node) "
         "where rows > 0 group by all"
     )
-    files = [row[0] for row in connection.execute("select distinct file from places where signal = 'spans'").fetchall()]
+    files = [row[0] for row in connection.execute("select distinct file from lies where signal = 'spans'").fetchall()]
     connection.execute("create or replace temp table row_bytes (file varchar, bytes double)")
     if files:
         source = steps.path_list([str(lake.root / file) for file in files])
@@ -59,12 +59,12 @@ def plan(
         """
         create or replace temp table weighed as
         select
-            parts.part, coalesce(sum(places.rows * row_bytes.bytes), 0)::double as bytes,
+            working.part, coalesce(sum(lies.rows * row_bytes.bytes), 0)::double as bytes,
             coalesce(min(row_bytes.file), '') as file, count(distinct row_bytes.file) > 1 as roams
-        from parts
-        left join places on places.node = parts.node and places.signal = 'spans'
+        from working
+        left join lies on lies.node = working.node and lies.signal = 'spans'
         left join row_bytes using (file)
-        group by parts.part
+        group by working.part
         """
     )
     order = "chosen.share" if number is not None else "chosen.roams, chosen.share"
@@ -84,14 +84,14 @@ def plan(
             select *, sum(bytes) over (partition by roams order by file, part) - bytes as before from weighed
         ),
         chosen as (select part, roams, {chosen} as share from running)
-        select parts.node, chosen.roams, (dense_rank() over (order by {order}))::int as bucket
-        from parts join chosen using (part)
+        select working.node, chosen.roams, (dense_rank() over (order by {order}))::int as bucket
+        from working join chosen using (part)
         """
     )
     found = connection.execute(
         """
         select bucket, bool_or(roams), coalesce(list(distinct file order by file) filter (where signal = 'spans'), [])
-        from bucket_of left join places using (node)
+        from bucket_of left join lies using (node)
         group by bucket order by bucket
         """
     ).fetchall()
@@ -102,7 +102,7 @@ def plan(
         numbers = ", ".join(str(row[0]) for row in wanders)
         sorted_folders["spans"] = _sort(connection, lake, folder, "spans", sorted(of), f"bucket in ({numbers})")
     if len(found) > 1:
-        rows = connection.execute("select distinct file from places where signal = 'events' order by 1").fetchall()
+        rows = connection.execute("select distinct file from lies where signal = 'events' order by 1").fetchall()
         sorted_folders["events"] = _sort(connection, lake, folder, "events", [row[0] for row in rows], "true")
     return [
         Bucket(
@@ -139,7 +139,7 @@ def load(connection: duckdb.DuckDBPyConnection, lake: Lake, bucket: Bucket) -> N
         f"create or replace temp table bucket_nodes as select node from bucket_of where bucket = {bucket.number:d}"
     )
     events = connection.execute(
-        "select distinct file from places semi join bucket_nodes using (node) where signal = 'events' order by 1"
+        "select distinct file from lies semi join bucket_nodes using (node) where signal = 'events' order by 1"
     ).fetchall()
     for signal, folder, files in (
         ("spans", bucket.sorted_spans, bucket.files),

@@ -24,6 +24,12 @@ from otel_lightning.transforms.steps import literal, path_list, quoted
 
 # Tables stored by key; credits and trajectories are stored narrow and shown through views.
 KEYED = ("calls", "scopes", "tools", "rollouts", "answers", "rewards", "returns", "credits", "trajectories")
+# What only runs read: evaluations as they were sent, and where each span stands.
+INTERNAL = {
+    "records": "select * from reward_records",
+    "places": "select trace_id, span_id, parent_span_id, rollout_id, resource_rollout_id from span_kinds",
+}
+STORED = (*KEYED, *INTERNAL)
 # What is reduced over the live rows and written anew by each run; pairs are shown through a view.
 REDUCED = {"baselines": "baselines", "pairs": "stored_pairs"}
 # Where a row outside any rollout says whose it is.
@@ -121,7 +127,7 @@ def define_live(
     that are not removed yet are left out, and so are the rollouts that a deleted trace was part of. LightningError when
     a file that the manifest names is missing or damaged: nothing is answered from half a table.
     """
-    if lacking := sorted({*KEYED, *REDUCED, "live"} - manifest.files.keys()):
+    if lacking := sorted({*STORED, *REDUCED, "live"} - manifest.files.keys()):
         raise LightningError(
             f"{lake.derived} was made by an older version and has no {lacking[0]}; run: lightning-transform run --lake {lake.root}"
         )
@@ -153,7 +159,7 @@ def _define_live(
             "where list_has_any(trace_ids, (select list(trace_id) from deleted_traces))"
         )
     connection.execute(f"create or replace temp view {prefix}live_keys as {live_keys(lake, manifest)}")
-    for table in KEYED:
+    for table in STORED if prefix else KEYED:
         where = ""
         if hide_deleted:
             where = " where coalesce(rollout_id not in (select rollout_id from deleted_rollouts), true)"

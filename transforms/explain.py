@@ -21,6 +21,7 @@ STAGE_WORDS = {
     "credited": "of them with an advantage other than 0",
     "train_split": "of the rewarded for training",
 }
+SIGNAL = ("signal", "severity", "subject", "value", "threshold", "detail")
 WARN_SHARE = 0.2  # a cause that takes more than this share of a stage is worth a word
 
 
@@ -53,6 +54,9 @@ def explain(lake: Path, *, as_json: bool = False) -> str:
         ).fetchall()
         sources = dict(connection.execute("select token_source, count(*) from calls group by 1 order by 1").fetchall())
         keyed = dict(connection.execute("select keyed_by, count(*) from rollouts group by 1 order by 1").fetchall())
+        signals = connection.execute(
+            "select signal, severity, subject, value, threshold, detail from signals order by severity, signal, subject"
+        ).fetchall()
         unclaimed = len(set(_relative(home, arrived_since(files, manifest.config.get("since")))) - set(manifest.inputs))
     stages = _stages(rows)
     spans = next((row[2] for row in rows if row[0] == "spans"), 0)
@@ -64,13 +68,16 @@ def explain(lake: Path, *, as_json: bool = False) -> str:
             "spans": spans,
             "stages": [stage.__dict__ for stage in stages.values()],
             "unresolved_rewards": rewards,
+            "signals": [dict(zip(SIGNAL, row, strict=True)) for row in signals],
             "token_source": sources,
             "keyed_by": keyed,
             "new_files": unclaimed,
             "next": next_step,
         }
         return json.dumps(document, default=float)
-    return printable("\n".join(_text(manifest, int(spans or 0), stages, rewards, sources, keyed, unclaimed, next_step)))
+    lines = _text(manifest, int(spans or 0), stages, rewards, sources, keyed, unclaimed)
+    lines += [f"{name} ({severity}): {subject}: {detail}" for name, severity, subject, _, _, detail in signals]
+    return printable("\n".join([*lines, f"next: {next_step}"]))
 
 
 def _stages(rows: list[tuple[Any, ...]]) -> dict[str, Stage]:
@@ -93,7 +100,6 @@ def _text(
     sources: dict[str, int],
     keyed: dict[str, int],
     unclaimed: int,
-    next_step: str,
 ) -> list[str]:
     trained = ", ".join(f"{name} × {weight:g}" for name, weight in manifest.reward["train"].items())
     credit = manifest.config["credit"]
@@ -106,12 +112,11 @@ def _text(
         for reason, count in sorted(stage.lost.items(), key=lambda item: -item[1]):
             lines.append(f"{'':>9}   − {count} {reason}")
     if rewards:
-        lines.append("rewards that stand on nothing: " + ", ".join(f"{n} {reason}" for reason, n in rewards.items()))
+        lines.append("rewards that count for nothing: " + ", ".join(f"{n} {reason}" for reason, n in rewards.items()))
     lines.append("rollouts keyed by: " + (", ".join(f"{reason} {n}" for reason, n in keyed.items()) or "none"))
     lines.append("tokens of calls from: " + (", ".join(f"{source} {n}" for source, n in sources.items()) or "none"))
     if unclaimed:
         lines.append(f"{unclaimed} files arrived since this run")
-    lines.append(f"next: {next_step}")
     return lines
 
 

@@ -24,7 +24,7 @@ from otel_lightning.app.errors import LightningError
 from otel_lightning.app.printable import printable
 from otel_lightning.store.files import disk_problem, sync_folder
 from otel_lightning.transforms.derived import Manifest
-from otel_lightning.transforms.guard import check_select, first_line
+from otel_lightning.transforms.guard import check_expression, first_line
 from otel_lightning.transforms.steps import literal, quoted
 from otel_lightning.transforms.tables import open_tables, require_derived
 
@@ -132,15 +132,11 @@ def _copy(
 
 
 def _check_condition(connection: duckdb.DuckDBPyConnection, table: str, where: str) -> None:
-    # Among the selected it cannot close its bracket and go on as another statement.
-    check_select(
-        connection, f"select (\n{where}\n) as chosen from {quoted(table)}", "--where", {table}, row_by_row=True
-    )
-    query = f"select 1 from {quoted(table)} where (\n{where}\n)"
+    check_expression(connection, where, f"--where for {table}", table, row_by_row=True)
     try:
-        connection.execute(f"explain {query}")
+        connection.execute(f"explain select * from {quoted(table)} where (\n{where}\n)")
     except duckdb.Error as error:
-        raise LightningError(f"--where is not right for {table}: {first_line(error)}") from None
+        raise LightningError(f"--where for {table}: {first_line(error)}") from None
 
 
 def _columns(connection: duckdb.DuckDBPyConnection, table: str, jsonl: bool) -> str:

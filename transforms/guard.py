@@ -19,6 +19,8 @@ from otel_lightning.app.errors import ConfigError
 
 # Table functions that make rows of their arguments alone; every other one reads files or the engine's own state.
 TABLE_FUNCTIONS = {"unnest", "range", "generate_series", "json_each", "json_tree"}
+# What says which tables and columns there are; for people who ask, not for what is computed.
+CATALOG_FUNCTIONS = {"duckdb_tables", "duckdb_views", "duckdb_columns", "duckdb_functions", "duckdb_types"}
 # The same rows must give the same answer, in any session and on any day.
 NOT_A_FUNCTION_OF_ROWS = {
     "age", "currval", "current_database", "current_date", "current_localtime", "current_localtimestamp", "current_query",
@@ -70,7 +72,7 @@ def check_select(
             _check_table(node, where, named, known)
         elif kind == "TABLE_FUNCTION":
             function = str((node.get("function") or {}).get("function_name") or "").lower()
-            if function not in TABLE_FUNCTIONS:
+            if function not in (TABLE_FUNCTIONS if known is not None else TABLE_FUNCTIONS | CATALOG_FUNCTIONS):
                 raise ConfigError(f"{where}: {function}() is not allowed; only tables can be read")
         elif kind == "SHOW_REF" and known is not None:
             raise ConfigError(f"{where}: write a SELECT, not describe, show or summarize")
@@ -80,6 +82,20 @@ def check_select(
             _check_expression(node, where)
         if row_by_row and node.get("class") in ("SUBQUERY", "WINDOW"):
             raise ConfigError(f"{where}: neither subqueries nor windows; the expression sees one row at a time")
+
+
+def check_expression(
+    connection: duckdb.DuckDBPyConnection, text: str, where: str, table: str, *, row_by_row: bool = False
+) -> None:
+    """ConfigError in one line, beginning with `where`, unless `text` is one harmless expression over a row of `table`."""
+    from otel_lightning.transforms.steps import quoted
+
+    query = f"select (\n{text}\n) as expression from {quoted(table)}"
+    check_select(connection, query, where, {table} if row_by_row else None, row_by_row=row_by_row)
+    node = _parse(connection, query, where)["statements"][0]["node"]
+    # What closes our parenthesis and opens one of its own would be more than an expression.
+    if node["type"] != "SELECT_NODE" or [item.get("alias") for item in node["select_list"]] != ["expression"]:
+        raise ConfigError(f"{where}: write one expression, e.g. reward > 0.5")
 
 
 def _parse(connection: duckdb.DuckDBPyConnection, text: str, where: str) -> Any:

@@ -23,7 +23,7 @@ import duckdb
 from otel_lightning.app.config import nearest
 from otel_lightning.app.errors import ConfigError
 from otel_lightning.transforms.config import BUILTIN, TransformConfig
-from otel_lightning.transforms.guard import check_select, first_line
+from otel_lightning.transforms.guard import check_expression, check_select, first_line
 from otel_lightning.transforms.steps import SQL, literal
 
 NAMED = re.compile(r"^--\s*name:\s*(.*?)\s*$", re.MULTILINE)
@@ -78,7 +78,7 @@ CREDITED = {
     "credit": "double",
     "reward_ids": "varchar[]",
 }
-# How many rollouts are looked at a second time, alone: what a statement says of them must not change.
+# How many rollouts, at most half of them, are looked at alone as well: what a statement says of them must not change.
 CONTROL_ROLLOUTS = 32
 
 
@@ -164,9 +164,9 @@ class OwnSql:
         if self.credit is not None:
             check_select(connection, self.credit.text, self.credit.file, CREDIT_TABLES)
         if self.within is not None:
-            check_select(connection, _within(self.within), "credit.within", {"rollouts"}, row_by_row=True)
+            check_expression(connection, self.within, "credit.within", "rollouts", row_by_row=True)
         if self.where is not None:
-            check_select(connection, _chosen(self.where), "where", {"rollouts"}, row_by_row=True)
+            check_expression(connection, self.where, "where", "rollouts", row_by_row=True)
 
     def after(self, connection: duckdb.DuckDBPyConnection, table: str) -> None:
         """Run what belongs behind the step that made `table`."""
@@ -182,7 +182,7 @@ class OwnSql:
             connection.execute(f"create or replace temp table computed_rewards ({columns})")
             for statement in self.rewards:
                 _compute(connection, statement)
-            _hold(connection)
+            _hold(connection, {statement.source: statement.file for statement in self.rewards})
         elif table == "choices" and self.credit is not None:
             _assign(connection, self.credit)
 
@@ -227,6 +227,8 @@ def _reward_file(path: str) -> list[Statement]:
     before = text[: marks[0].start()] if marks else text
     if re.sub(r"--.*", "", before).strip():
         raise ConfigError(f"{path}: begin each statement with a line '-- name: what_it_measures'")
+    if not marks:
+        raise ConfigError(f"{path}: holds no statement; write '-- name: …' and a select below it")
     found: list[Statement] = []
     for mark, following in zip(marks, [*marks[1:], None], strict=True):
         name = mark[1]
@@ -234,8 +236,6 @@ def _reward_file(path: str) -> list[Statement]:
             raise ConfigError(f"{path}: statement '{name}' needs a name of its own")
         body = text[mark.end() : following.start() if following else len(text)]
         found.append(Statement(path, source, _sha256(text), name, body))
-    if not found:
-        raise ConfigError(f"{path}: holds no statement; write '-- name: …' and a select below it")
     return found
 
 
@@ -270,7 +270,7 @@ def _rows(
     """`table` is what the user's select returns, cast to what is expected; the names of the columns that it has."""
     connection.execute(
         "create or replace temp table control_rollouts as select rollout_id from rollouts "
-        f"order by sha256(rollout_id) limit {CONTROL_ROLLOUTS:d}"
+        f"order by sha256(rollout_id) limit (select least({CONTROL_ROLLOUTS:d}, (count(*) + 1) // 2) from rollouts)"
     )
     try:
         names = {}
@@ -388,7 +388,7 @@ def _alike(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
     )
 
 
-def _hold(connection: duckdb.DuckDBPyConnection) -> None:
+def _hold(connection: duckdb.DuckDBPyConnection, files: dict[str, str]) -> None:
     """ConfigError when a file gives one target two rewards of a name."""
     twice = connection.execute(
         "select source, list(distinct statement order by statement), name, coalesce(rollout_id, trace_id, response_id) as target "
@@ -397,7 +397,7 @@ def _hold(connection: duckdb.DuckDBPyConnection) -> None:
     ).fetchone()
     if twice:
         raise ConfigError(
-            f"{twice[0]}: statement '{', '.join(twice[1])}': two rows named {literal(twice[2])} for {twice[3]}; return one"
+            f"{files[twice[0]]}: statement '{', '.join(twice[1])}': two rows named {literal(twice[2])} for {twice[3]}; return one"
         )
 
 

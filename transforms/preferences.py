@@ -34,6 +34,11 @@ def reduce_pairs(
             create or replace temp table changed_tasks as
             select task_id from live_rollouts where revision = {run:d}
             union
+            -- Late feedback changes the credit of an episode and not the episode.
+            select task_id from live_rollouts
+            semi join (select rollout_id from ({live_rows(lake, manifest, "returns")}) where revision = {run:d}) as returned
+                using (rollout_id)
+            union
             select task_id from old_rollouts
             anti join live_rollouts on live_rollouts.rollout_id = old_rollouts.rollout_id
                 and live_rollouts.revision = old_rollouts.revision

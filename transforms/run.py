@@ -28,11 +28,13 @@ from otel_lightning.store.fs import RealDisk
 from otel_lightning.store.lake import Lake
 from otel_lightning.store.manifest import live_files, read_entries, sources
 from otel_lightning.store.tombstones import read_deleted
-from otel_lightning.transforms import buckets, steps, touched
+from otel_lightning.transforms import buckets, compaction, late, steps, touched
 from otel_lightning.transforms.buckets import Bucket
 from otel_lightning.transforms.config import TransformConfig
 from otel_lightning.transforms.derived import (
+    INTERNAL,
     KEYED,
+    STORED,
     Manifest,
     arrived_since,
     define_deleted,
@@ -55,9 +57,11 @@ LIVE_KEY = {
     "scopes": "coalesce(rollout_id, 'trace:' || trace_id)",
     "tools": "coalesce(rollout_id, 'trace:' || trace_id)",
     "rewards": "coalesce(rollout_id, 'reward:' || reward_id)",
+    "records": "node",
+    "places": "trace_id",
 }
 # What the steps leave for found.sql; every other table is given back once no later step reads it.
-KEPT = (*KEYED, "llm_spans", "tool_facts", "reward_records", "capture_joins")
+KEPT = (*KEYED, "span_kinds", "llm_spans", "tool_facts", "reward_records", "capture_joins")
 # Of the memory of a run: what DuckDB may use. The rest is Python's, the libraries' and what lies between allocations.
 DUCKDB_SHARE = 0.75
 READ_ATTEMPTS = 5
@@ -121,6 +125,8 @@ def _run(
     now: int,
     began: float,
     telling: Telling,
+    *,
+    everything: bool = False,
 ) -> TransformReport:
     previous = Manifest.read(lake)
     config_sha = _identity(config, own)
@@ -129,7 +135,13 @@ def _run(
     define_deleted(connection, deleted.traces)
     purges = previous is not None and previous.deleted != (deleted.sha256 if deleted else "")
     # What was deleted may have been anywhere, in rollouts with other traces and in baselines: begin from the raw rows.
-    full = previous is None or previous.sql_sha256 != sql_sha or previous.config_sha256 != config_sha or purges
+    full = (
+        everything
+        or previous is None
+        or previous.sql_sha256 != sql_sha
+        or previous.config_sha256 != config_sha
+        or purges
+    )
     run = (previous.run if previous else 0) + 1
     if full or previous is None:
         base, known, key_files = None, set[str](), list[str]()
@@ -153,7 +165,10 @@ def _run(
     telling.begin("index", sum(map(len, new.values())))
     key_files += touched.index_files(connection, lake, new, run)
     touched.define_keys(connection, lake, key_files, inputs)
-    reward = _define_rewards(connection, config, lake, inputs["events"])
+    reward = _define_rewards(connection, config, own, lake, new)
+    if base is not None and reward != base.reward:
+        # What counts without being configured depends on which names there are: a new one may change all credit.
+        return _run(connection, lake, config, own, now, began, telling, everything=True)
     _define_prices(connection, config)
     recipe = _recipe(config, own, reward)
     parameters = _parameters(config, now, recipe)
@@ -174,6 +189,8 @@ def _run(
         touched.find_parts(connection)
         traces += _count(connection, "select count(*) from parts where node not like 'e:%'")
         _begin_store(connection, lake, manifest, base)
+        if late.find_late(connection, allowed=base is not None and not own.rewards and own.credit is None):
+            rollouts += _work_late(connection, lake, manifest, new["events"], config, own, parameters, telling)
         planned = buckets.plan(connection, lake, _scratch(lake), config.memory_mb, config.buckets)
         for bucket in planned or ([Bucket(0, [], None, None)] if base is None else []):
             rollouts += _work(connection, lake, manifest, bucket, config, own, parameters, telling)
@@ -185,8 +202,11 @@ def _run(
         # Only the steps could see that these belong together: once more, and nobody has seen what was written.
         base, run = manifest, run + 1
         define_live(connection, lake, base, "old_")
+        touched.note_causes(connection)
         touched.grow(connection)
 
+    telling.begin("merging", 1)
+    compaction.merge_files(connection, lake, manifest)
     manifest.touched_rollouts = rollouts
     manifest.deleted = previous.deleted if previous is not None else ""
     manifest.write(lake)
@@ -196,6 +216,7 @@ def _run(
             purge(connection, lake, manifest, deleted.traces)
         manifest.deleted = deleted.sha256
         manifest.write(lake)
+    compaction.remove_unnamed(lake)
     return TransformReport(
         run=run,
         manifest=lake.derived / "manifest.json",
@@ -241,6 +262,30 @@ def _work(
     return _count(connection, "select count(*) from rollouts")
 
 
+def _work_late(
+    connection: duckdb.DuckDBPyConnection,
+    lake: Lake,
+    manifest: Manifest,
+    new_events: list[str],
+    config: TransformConfig,
+    own: OwnSql,
+    parameters: dict[str, Any],
+    telling: Telling,
+) -> int:
+    """What only evaluations touched; how many rollouts it was."""
+    todo = late.late_steps(own.method(config))
+    telling.begin("late feedback", len(todo))
+    late.load_late(connection, lake, new_events, own, parameters)
+    for step in todo:
+        telling.step(step.path)
+        steps.create(connection, step, parameters)
+        if step.table == "reward_records":
+            late.add_old_records(connection)
+        own.after(connection, step.table)
+    _store(connection, lake, manifest, 0, late.TABLES)
+    return _count(connection, "select count(*) from rollouts")
+
+
 def _define_prices(connection: duckdb.DuckDBPyConnection, config: TransformConfig) -> None:
     """`prices` per million tokens; a name that ends in * is for every model whose name begins so."""
     connection.execute(
@@ -257,12 +302,13 @@ def _define_prices(connection: duckdb.DuckDBPyConnection, config: TransformConfi
 
 
 def _define_rewards(
-    connection: duckdb.DuckDBPyConnection, config: TransformConfig, lake: Lake, event_files: list[str]
+    connection: duckdb.DuckDBPyConnection, config: TransformConfig, own: OwnSql, lake: Lake, new: dict[str, list[str]]
 ) -> dict[str, Any]:
     """`reward_names` and `reward_labels` from the configuration, or from the names in the lake when it has none."""
     weights = dict(config.rewards.train)
     if not weights:
-        weights = {name: 1.0 for name in _only_reward_name(connection, lake, event_files)}
+        known = {*own.names, *config.rewards.attributes}
+        weights = {name: 1.0 for name in _only_reward_name(connection, lake, new, known)}
     outcome = config.rewards.outcome or (next(iter(weights)) if len(weights) == 1 else None)
     connection.execute(
         "create or replace temp table reward_names (name varchar, weight double, combine varchar, is_outcome boolean)"
@@ -287,19 +333,17 @@ def _define_rewards(
     return {"train": weights, "outcome": outcome}
 
 
-def _only_reward_name(connection: duckdb.DuckDBPyConnection, lake: Lake, event_files: list[str]) -> list[str]:
+def _only_reward_name(
+    connection: duckdb.DuckDBPyConnection, lake: Lake, new: dict[str, list[str]], known: set[str]
+) -> list[str]:
     """The name that counts when none is configured: `reward`, else `primary`, else the only one there is."""
-    names: set[str] = set()
-    if event_files:
-        source = steps.path_list([str(lake.root / path) for path in event_files])
-        names = {
-            row[0]
-            for row in connection.execute(
-                f"select distinct attributes_str['gen_ai.evaluation.name'] from read_parquet({source}, "
-                "hive_partitioning = false, union_by_name = true) where event_name = 'gen_ai.evaluation.result' "
-                "and attributes_str['gen_ai.evaluation.name'] is not null"
-            ).fetchall()
-        }
+    names = set(known)
+    for signal in ("spans", "events"):
+        query = touched.raw_rows(lake, signal, new.get(signal, []))
+        connection.execute(f"create or replace temp view {signal} as {query}")
+    steps.create(connection, steps.keys("names"), {})
+    names |= {row[0] for row in connection.execute("select name from new_keys").fetchall()}
+    connection.execute("drop view spans; drop view events; drop table new_keys")
     names |= {
         row[0] for row in connection.execute("select distinct name from old_rewards where name is not null").fetchall()
     }
@@ -369,22 +413,31 @@ def _begin_store(connection: duckdb.DuckDBPyConnection, lake: Lake, manifest: Ma
         "create or replace temp table found_keys (node varchar, kind varchar, key ubigint);"
         "create or replace temp table new_rewards (key varchar)"
     )
-    for table in KEYED:
+    for table in STORED:
         manifest.files[table] = [] if base is None else list(base.files[table])
         shutil.rmtree(_run_folder(lake, table, manifest.run), ignore_errors=True)  # of a run that was killed
 
 
-def _store(connection: duckdb.DuckDBPyConnection, lake: Lake, manifest: Manifest, bucket: int) -> None:
+def _store(
+    connection: duckdb.DuckDBPyConnection,
+    lake: Lake,
+    manifest: Manifest,
+    bucket: int,
+    tables: tuple[str, ...] = STORED,
+) -> None:
     """Append the rows of one bucket."""
-    for table in KEYED:
+    for table in tables:
         key = LIVE_KEY.get(table, "rollout_id")
+        source = INTERNAL.get(table, f"select * from {steps.quoted(table)}")
         connection.execute(
-            f"insert into new_live select distinct {steps.literal(table)}, {key} from {steps.quoted(table)}"
+            f"insert into new_live select distinct {steps.literal(table)}, {key} from ({source}) where {key} is not null"
         )
         # A table without any file would have no columns.
-        if manifest.files[table] and not _count(connection, f"select count(*) from {steps.quoted(table)}"):
+        if manifest.files[table] and not _count(connection, f"select count(*) from ({source})"):
             continue
-        query = f"select *, {key} as live_key, {manifest.run}::integer as revision from {steps.quoted(table)} order by live_key"
+        query = f"select *, {key} as live_key, {manifest.run}::integer as revision from ({source})"
+        if table != "calls":  # whose rows are too wide to be sorted before a compaction does it
+            query += " order by live_key"
         path = f"derived/{table}/run={manifest.run:06d}/part-{bucket:04d}.parquet"
         manifest.files[table].append(write_parquet(connection, lake, query, path))
     connection.execute("insert into new_rewards select distinct 'reward:' || reward_id from rewards")
@@ -401,24 +454,37 @@ def _end_store(
     query = f"select distinct table_name, key, {manifest.run}::integer as run, false as gone from new_live"
     manifest.files["live"] = []
     if base is not None:
-        # Whatever the touched traces and records held before and do not hold now is gone.
+        # Whatever the touched traces and records held before and do not hold now is gone; after late feedback, only of the
+        # tables that it can change.
         connection.execute(
             """
-            create or replace temp table revoked as
-            select 'trace:' || node as key from parts where node not like 'e:%'
+            create or replace temp table held as
+            with nodes as (
+                select parts.node, late.node is not null as late from parts left join late using (node)
+            )
+            select node as key, late from nodes
             union
-            select rollout_id from (select rollout_id, unnest(trace_ids) as node from old_rollouts) semi join parts using (node)
+            select 'trace:' || node, late from nodes where node not like 'e:%'
             union
-            select rollout_id from old_rollouts
-            where md5_number_lower('r' || base_rollout_id) in (select key from keys semi join parts using (node))
+            select rollout_id, late
+            from (select rollout_id, unnest(trace_ids) as node from old_rollouts)
+            join nodes using (node)
             union
-            select key from new_rewards
+            select rollout_id, late
+            from (select rollout_id, md5_number_lower('r' || base_rollout_id) as key from old_rollouts)
+            join (select distinct key, late from keys join nodes using (node) where kind = 'r') as named using (key)
+            union
+            select key, false from new_rewards
             """
         )
-        query += (
-            f" union all select table_name, key, {manifest.run}, true from old_live_keys "
-            "semi join revoked using (key) anti join new_live using (table_name, key)"
+        connection.execute(
+            "create or replace temp table gone as select table_name, key from old_live_keys as live "
+            "semi join (select * from held where not late) as held using (key) "
+            "union select table_name, key from old_live_keys as live "
+            "semi join (select * from held where late) as held using (key) where list_contains($tables, table_name)",
+            {"tables": list(late.TABLES)},
         )
+        query += f" union all select table_name, key, {manifest.run}, true from gone anti join new_live using (table_name, key)"
         manifest.files["live"] = list(base.files["live"])
     manifest.files["live"].append(
         write_parquet(

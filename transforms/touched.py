@@ -85,10 +85,14 @@ def _define_joining(connection: duckdb.DuckDBPyConnection) -> None:
 def find_touched(connection: duckdb.DuckDBPyConnection, lake: Lake, fresh: list[str], *, everything: bool) -> None:
     """`touched`: nodes to recompute. What is new or was incomplete, grown along keys and old rollouts until nothing is added.
 
-    Needs `keys`, `joining` and the views `old_rollouts` …; `fresh` names the files whose rows are new.
+    Needs `keys`, `joining` and the views `old_rollouts` …; `fresh` names the files whose rows are new. `causes` is what began
+    it, evaluations aside.
     """
     if everything:
-        connection.execute("create or replace temp table touched as select distinct node from keys")
+        connection.execute(
+            "create or replace temp table touched as select distinct node from keys; "
+            "create or replace temp table causes as select node from touched"
+        )
         return
     connection.execute("create or replace temp table touched (node varchar)")
     connection.execute(
@@ -98,7 +102,16 @@ def find_touched(connection: duckdb.DuckDBPyConnection, lake: Lake, fresh: list[
         "join (select md5_number_lower('r' || base_rollout_id) as key from old_rollouts where not complete) using (key)",
         {"fresh": fresh},
     )
+    note_causes(connection)
     grow(connection)
+
+
+def note_causes(connection: duckdb.DuckDBPyConnection) -> None:
+    """`causes`: what `touched` is before it grows, less evaluations."""
+    connection.execute(
+        "create or replace temp table evaluations as select distinct node from keys where kind = 'v'; "
+        "create or replace temp table causes as select distinct node from touched anti join evaluations using (node)"
+    )
 
 
 def grow(connection: duckdb.DuckDBPyConnection) -> None:

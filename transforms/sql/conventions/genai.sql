@@ -19,7 +19,7 @@ details as (
     group by trace_id, span_id
 ),
 
-mine as (
+mine as not materialized (
     select
         spans.*,
         attributes_str as attributes,

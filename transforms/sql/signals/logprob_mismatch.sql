@@ -38,7 +38,7 @@ unequal as (
 select
     'logprob_mismatch' as signal, case when share > 0.01 then 'high' else 'low' end as severity, subject,
     share as value, 0.01::double as threshold,
-    printf('%d of %d', (share * n + 0.5)::bigint, n)
+    printf('%d of %d', round(share * n)::bigint, n)
         || case when subject like 'impossible%' then ' answers have log-probabilities that cannot be'
             else ' repeated prompts have first log-probabilities that differ' end as detail
 from (select * from impossible union all select * from unequal)

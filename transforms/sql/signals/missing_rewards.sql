@@ -21,6 +21,6 @@ shares as (
 select
     'missing_rewards' as signal, case when share > 0.5 then 'high' else 'low' end as severity, service as subject,
     share as value, case when share > 0.5 then 0.5 else 0.2 end as threshold,
-    printf('%d of %d episodes have no reward that counts', (share * n + 0.5)::bigint, n) as detail
+    printf('%d of %d episodes have no reward that counts', round(share * n)::bigint, n) as detail
 from shares
 where n >= 10 and share > 0.2

@@ -28,6 +28,6 @@ shares as (
 select
     'stale_policy' as signal, case when share > 0.5 then 'high' else 'low' end as severity, 'training episodes' as subject,
     share as value, case when share > 0.5 then 0.5 else 0.2 end as threshold,
-    printf('%d of %d episodes were acted two or more versions behind', (share * n + 0.5)::bigint, n) as detail
+    printf('%d of %d episodes were acted two or more versions behind', round(share * n)::bigint, n) as detail
 from shares
 where n >= 20 and share > 0.2

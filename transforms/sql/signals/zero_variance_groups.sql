@@ -14,6 +14,6 @@ select
     'zero_variance_groups' as signal, case when share > 0.9 then 'high' else 'low' end as severity, 'all groups' as subject,
     share as value, case when share > 0.9 then 0.9 else 0.5 end as threshold,
     printf('%d of %d groups have equal rewards; tasks are too easy, too hard, or sampled without temperature',
-        (share * n + 0.5)::bigint, n) as detail
+        round(share * n)::bigint, n) as detail
 from shares
 where n >= 10 and share > 0.5
