@@ -2,6 +2,8 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 AGENTS := .agents
+# A file of tests stays in one process; two files run at a time, since most of them wait for processes of ours.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 DUCKDB := .duckdb
 # PyPI's Linux torch brings gigabytes of CUDA; `make demo TORCH_INDEX=` asks for that build.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -33,17 +35,17 @@ check: $(VENV)/dev.stamp  ## Lint, formatting, types, import rules, wheel agains
 	$(BIN)/pytest -q tests/test_packaging.py
 
 test: check agents  ## Set up, check and test (about ten minutes)
-	$(BIN)/pytest --ignore tests/test_packaging.py
+	$(PYTEST) --ignore tests/test_packaging.py
 
 test-all: check agents  ## The same, and nothing may be skipped: needs Node
 	npm install --silent --prefix tests/fixtures/js
-	$(BIN)/pytest --ignore tests/test_packaging.py --no-skips
+	$(PYTEST) --ignore tests/test_packaging.py --no-skips
 
 property: $(VENV)/dev.stamp $(DUCKDB)/1.5/stamp $(DUCKDB)/2.0/stamp  ## Two hundred episodes in any order and cut, on DuckDB 1.5 and 2.0 (SEED=n)
 	PROPERTY_SEED=$(SEED) $(BIN)/pytest -m slow tests/transforms/test_any_order.py tests/transforms/test_faults.py
 
 faults: $(VENV)/dev.stamp  ## Kill the collector at every system call, make its disk err, fuzz it (under six minutes)
-	$(BIN)/pytest -m faults
+	$(PYTEST) -m faults
 	WIRE_SEEDS=10000 $(BIN)/pytest -q tests/collector/test_native.py
 
 soak: $(VENV)/dev.stamp  ## A hundred kills, ten minutes of overload, SDKs of several years, a million lives (hours)

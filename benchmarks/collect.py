@@ -4,11 +4,11 @@
     python benchmarks/collect.py [--rounds 5] [--seconds 4] [--sides rotel,agentlightning,mlflow,phoenix]
                                  [--redacting collect.yaml] [--write benchmarks/results/collect.md]
 
-All sides get the same pre-serialised requests (100 spans each, fresh ids) over four kept-alive HTTP connections,
-in turns; while one is measured the others are stopped. Ours answers after fsync, and its round ends when all of
-it is Parquet (/flush is part of the time). CPU seconds are those of the server's whole process tree. What a side
-answered is not what it has: Phoenix is judged by the rows in its database, and at the end every side gets 6,000
-spans, SIGKILL right after the last answer, and a count of what is on its disk.
+All sides get the same pre-serialised requests (100 spans each, fresh ids) over four kept-alive HTTP connections, each
+from a process of its own, in turns; while one is measured the others are stopped. Ours answers after fsync, and its
+round ends when all of it is Parquet (/flush is part of the time). CPU seconds are those of the server's whole process
+tree. What a side answered is not what it has: Phoenix is judged by the rows in its database, and at the end every side
+gets 6,000 spans, SIGKILL right after the last answer, and a count of what is on its disk.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import contextlib
 import datetime
 import http.client
 import itertools
+import multiprocessing
 import os
 import platform
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,8 +36,12 @@ from peers.sides import PROTOBUF, Server
 
 CONNECTIONS = 4
 KILL_REQUESTS = 60
+MAX_RESETS = 50
 OURS, FALLBACK, REDACTING = "lightning-collect", "lightning-collect, Python only", "lightning-collect, redacting"
-NUMBERS = itertools.count(1)
+START_S = 0.3  # from when connections are made to when they begin
+BLOCK = 1 << 18  # numbers for the requests of one connection in one round, more than it sends
+BLOCKS = itertools.count(1)
+NUMBERS = itertools.count(1)  # of what is sent one by one: below the first block
 
 
 @dataclass
@@ -73,49 +77,88 @@ class Side:
         return found[min(len(found) - 1, int(len(found) * share))] if found else float("nan")
 
 
+@dataclass
+class Sent:
+    """What one connection did."""
+
+    spans: int = 0
+    refused: int = 0
+    latencies_ms: list[float] = field(default_factory=list)
+    failure: str = ""
+
+
+def send(
+    server: Server, bodies: list[Body], worker: int, first: int, began: float, seconds: float, pause: float
+) -> Sent:
+    """Be one connection: a request every `pause` seconds from `began` on, or one after the other when that is 0."""
+    sent = Sent()
+    own = bodies[worker::CONNECTIONS]
+    connection = server.connect()
+    time.sleep(max(0.0, began - time.monotonic()))
+    for turn in itertools.count():
+        due = began + (turn + worker / CONNECTIONS) * pause
+        while (now := time.monotonic()) < due and now - began < seconds:
+            time.sleep(min(due - now, 0.01))
+        if time.monotonic() - began >= seconds:
+            break
+        body = own[turn % len(own)].fresh(first + turn)
+        # At a given rate an answer is late from when it was due: waiting behind a slow one counts.
+        at = due if pause else time.monotonic()
+        try:
+            connection.request("POST", "/v1/traces", body, {"Content-Type": PROTOBUF, **server.headers})
+            response = connection.getresponse()
+            response.read()
+        except (OSError, http.client.HTTPException) as error:
+            # A peer may close a connection that it was stopped on: it counts as refused, and a new one is made.
+            if server.is_ours or sent.refused > MAX_RESETS:
+                sent.failure = f"{server.name}: {type(error).__name__}"
+                break
+            sent.refused += 1
+            connection.close()
+            connection = server.connect()
+            continue
+        if response.status == 200:
+            sent.latencies_ms.append((time.monotonic() - at) * 1000)
+            sent.spans += SPANS_PER_REQUEST
+        elif response.status == 503:
+            sent.refused += 1
+            time.sleep(0.05)
+        else:
+            sent.failure = f"{server.name}: answered {response.status}"
+            break
+    connection.close()
+    return sent
+
+
 def drive(server: Server, bodies: list[Body], seconds: float, rate: float | None = None) -> Round:
-    """Send for `seconds`, as fast as answers come or at `rate` spans a second; then flush what is ours."""
-    counts, refused, latencies = [0] * CONNECTIONS, [0] * CONNECTIONS, [[] for _ in range(CONNECTIONS)]
-    failures: list[str] = []
-    counted = "Phoenix" in server.name
-    stored_before = server.stored() if counted else None
+    """Send for `seconds`, as fast as answers come or at `rate` spans a second; then flush what is ours.
+
+    Each connection is a process of its own: threads would wait for each other's interpreter, and that would be
+    measured as the server's latency.
+    """
     pause = CONNECTIONS * SPANS_PER_REQUEST / rate if rate else 0.0
-    before_cpu, began = server.cpu_s(), time.monotonic()
+    stored_before = server.stored() if "Phoenix" in server.name else None
+    forks = multiprocessing.get_context("fork")  # what was prepared is there at once
+    began = time.monotonic() + START_S
+    results: multiprocessing.SimpleQueue[Sent] = forks.SimpleQueue()
 
-    def send(worker: int) -> None:
-        connection = server.connect()
-        own = bodies[worker::CONNECTIONS]
-        for turn in itertools.count():
-            due = began + (turn + worker / CONNECTIONS) * pause
-            while (now := time.monotonic()) < due and now - began < seconds:
-                time.sleep(min(due - now, 0.01))
-            if time.monotonic() - began >= seconds or failures:
-                break
-            body = own[turn % len(own)].fresh(next(NUMBERS))
-            # At a given rate an answer is late from when it was due: waiting behind a slow one counts.
-            at = due if rate else time.monotonic()
-            try:
-                connection.request("POST", "/v1/traces", body, {"Content-Type": PROTOBUF, **server.headers})
-                response = connection.getresponse()
-                response.read()
-            except (OSError, http.client.HTTPException) as error:
-                failures.append(f"{server.name}: {type(error).__name__}")
-                break
-            if response.status == 200:
-                latencies[worker].append((time.monotonic() - at) * 1000)
-                counts[worker] += SPANS_PER_REQUEST
-            elif response.status == 503:
-                refused[worker] += 1
-                time.sleep(0.05)
-            else:
-                failures.append(f"{server.name}: answered {response.status}")
-        connection.close()
+    def run(worker: int, first: int) -> None:
+        try:
+            results.put(send(server, bodies, worker, first, began, seconds, pause))
+        except Exception as error:  # whoever waits for it must hear of it
+            results.put(Sent(failure=f"{server.name}: {type(error).__name__}: {error}"))
 
-    threads = [threading.Thread(target=send, args=(worker,)) for worker in range(CONNECTIONS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    processes = [
+        forks.Process(target=run, args=(worker, next(BLOCKS) * BLOCK), daemon=True) for worker in range(CONNECTIONS)
+    ]
+    for process in processes:
+        process.start()
+    time.sleep(max(0.0, began - time.monotonic()))
+    before_cpu = server.cpu_s()
+    sent = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+    failures = [one.failure for one in sent if one.failure]
     if failures:
         raise SystemExit(f"collect: {failures[0]}; nothing was measured")
     if server.is_ours and server.post("/flush", timeout=120)[0] != 200:
@@ -123,7 +166,12 @@ def drive(server: Server, bodies: list[Body], seconds: float, rate: float | None
     wall_s = time.monotonic() - began
     stored = None if stored_before is None else (server.stored() or 0) - stored_before
     return Round(
-        sum(counts), stored, sum(refused), wall_s, server.cpu_s() - before_cpu, list(itertools.chain(*latencies))
+        sum(one.spans for one in sent),
+        stored,
+        sum(one.refused for one in sent),
+        wall_s,
+        server.cpu_s() - before_cpu,
+        [ms for one in sent for ms in one.latencies_ms],
     )
 
 
@@ -211,6 +259,7 @@ def measure(
         ours.server.go_on()
         size = sum(map(len, ours.bodies)) // len(ours.bodies)
         rate = 0.7 * ours.wall()
+        drive(ours.server, ours.bodies, 1.0, rate)  # it was stopped for long: what had left memory comes back
         paced = Side("70%", ours.server, ours.bodies, [drive(ours.server, ours.bodies, 2 * arguments.seconds, rate)])
         sync_ms = fdatasync_p50_ms(folder, size)
         expected = sum(r.spans for side in running if side.server.is_ours for r in side.rounds)

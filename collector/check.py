@@ -37,14 +37,23 @@ class Accepted:
     rejected: int = 0
     reason: str = ""
     deletions: int = 0  # which state of the tombstones it was held against
+    summed: tuple[native.Bytes, int] | None = (
+        None  # bytes with their CRC32C, which is that of `body` if they are `body`
+    )
+
+    @property
+    def crc(self) -> int | None:
+        """CRC32C of `body`, where the check found it on its way."""
+        return self.summed[1] if self.summed is not None and self.summed[0] is self.body else None
 
 
 def check_protobuf(signal: str, body: native.Bytes) -> Accepted:
     """Check an OTLP protobuf request; SenderError when it does not parse."""
     if signal == "spans":
-        rows = native.span_count(body)
-        if rows is not None:
-            return Accepted(signal, body, rows)
+        found = native.check(body)
+        if found is not None:
+            rows, crc = found
+            return Accepted(signal, body, rows, summed=None if crc is None else (body, crc))
     try:
         request = REQUESTS[signal].FromString(body)
     except DecodeError:

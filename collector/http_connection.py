@@ -6,6 +6,9 @@ connection are answered in order. What a request means is the application's busi
     application.admit(request)          headers are in: a Response refuses it before its body is read
     application.handle(request, reply)  the body is in: call reply(Response) once, from the loop's thread
 
+Senders repeat their headers letter for letter, but for the body's length. What was parsed of a plain POST is kept with its
+bytes, and when the same bytes come again the parser is not asked. That, too, is a third of what a small request cost.
+
 A body whose length is declared is received straight into memory that the connection keeps for its next body:
 no pieces, no copies. That took the cost of receiving 450 KB from 0.5 ms of CPU time to less than 0.2.
 
@@ -15,6 +18,8 @@ Non-goals: HTTP/2, upgrades, streaming answers.
 from __future__ import annotations
 
 import asyncio
+import functools
+import re
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -33,6 +38,11 @@ LINGER_BYTES = 16 << 20  # and how much of it is read and dropped: more than any
 DIRECT_BYTES = 1 << 20  # bodies up to this size go into kept memory: so much a connection may hold while idle
 HEAD_BYTES = 64 << 10  # while headers are awaited, read no more: what comes with them is copied, the rest is not
 SCRATCH_BYTES = 256 << 10  # everything else is read in portions of this size
+REPEATED = re.compile(
+    rb"POST [\x21-\x7e]+ HTTP/1\.1\r\n(?:[\x20-\x7e]+\r\n)*?content-length: (\d{1,9})\r\n(?:[\x20-\x7e]+\r\n)*\r\n",
+    re.I,
+)
+UNREPEATED = re.compile(rb"\r\n(?:connection|upgrade|expect|transfer-encoding|content-length)[ \t]*:", re.I)
 LINGER_S = 2.0  # how long a refused sender may go on writing before it is cut off without reading our answer
 
 
@@ -98,6 +108,18 @@ class _Incoming:
     request: Request | None = None
     refusal: Response | None = None
     direct: memoryview | None = None  # where the body goes, as long as it is not whole
+    repeated: bool = False  # its headers were known, and the parser has not seen it
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Headers that came before: their bytes around the digits of the length, and what was parsed of them."""
+
+    before: bytes
+    after: bytes
+    method: str
+    path: str
+    headers: dict[bytes, bytes]
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -109,6 +131,8 @@ class Connection(asyncio.BufferedProtocol):
         self._parser = httptools.HttpRequestParser(self)
         self._incoming: _Incoming | None = None
         self._kept = bytearray()
+        self._known: _Known | None = None
+        self._parsed: list[_Incoming] = []  # whose headers ended in what was received last
         self._waiting: deque[tuple[Request, Response | None, bool]] = deque()
         self._busy = self._closing = False
         self._header_bytes = self._lingered_bytes = 0
@@ -152,8 +176,10 @@ class Connection(asyncio.BufferedProtocol):
         elif not self._closing:
             self._grown(incoming, nbytes)
             if self._incoming is incoming and incoming.size == incoming.length:
-                keep = self._parser.should_keep_alive() and not self._parser.should_upgrade()
-                self._parser = httptools.HttpRequestParser(self)  # the old one still waits for this body
+                keep = incoming.repeated
+                if not keep:
+                    keep = self._parser.should_keep_alive() and not self._parser.should_upgrade()
+                    self._parser = httptools.HttpRequestParser(self)  # the old one still waits for this body
                 self._whole(incoming, incoming.direct, keep)
 
     def _received(self, data: bytes) -> None:
@@ -163,6 +189,10 @@ class Connection(asyncio.BufferedProtocol):
             if self._lingered_bytes > LINGER_BYTES:
                 self._transport.abort()
             return
+        whole_headers = self._incoming is None
+        if whole_headers and self._repeated(data):
+            return
+        self._parsed.clear()
         if self._incoming is None or self._incoming.request is None:
             self._header_bytes += len(data)
         try:
@@ -176,6 +206,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._closing:
             return
         incoming = self._incoming
+        if whole_headers and len(self._parsed) == 1:
+            self._learn(self._parsed[0], data)
         if incoming is not None and incoming.request is None and self._header_bytes > MAX_HEADER_BYTES:
             self._refuse(self._application.problem(431, f"headers are larger than {MAX_HEADER_BYTES} bytes", None))
         elif (
@@ -186,10 +218,50 @@ class Connection(asyncio.BufferedProtocol):
         ):
             self._receive_directly(incoming)
 
+    def _learn(self, incoming: _Incoming, data: bytes) -> None:
+        """Keep what was parsed of the headers that `data` begins with, if the same bytes will mean the same again."""
+        request, found = incoming.request, REPEATED.match(data)
+        if request is None or found is None or incoming.length != int(found[1]):
+            return
+        before, after = data[: found.start(1)], data[found.end(1) : found.end()]
+        if UNREPEATED.search(before[: before.rindex(b"\r\n")]) or UNREPEATED.search(after):
+            return
+        self._known = _Known(before, after, request.method, request.path, request.headers)
+
+    def _repeated(self, data: bytes) -> bool:
+        """Take the headers of `data` and what it holds of the body, if they were seen before; else nothing is done."""
+        known = self._known
+        if known is None or self._busy or not data.startswith(known.before):
+            return False
+        begin = len(known.before)
+        end = data.find(known.after, begin, begin + 9 + len(known.after))
+        digits = data[begin:end]
+        body = end + len(known.after)
+        if end < 0 or not digits.isdigit():
+            return False
+        length = int(digits)
+        if not len(data) - body <= length <= DIRECT_BYTES or not 0 < length <= self._limits.body_bytes:
+            return False
+        request = Request(known.method, known.path, {**known.headers, b"content-length": digits}, self._peer)
+        self.deadline = self._loop.time() + self._limits.read_timeout_s
+        refusal = self._application.admit(request)
+        incoming = self._incoming = _Incoming(length=length, request=request, refusal=refusal, repeated=True)
+        begun = data[body:]
+        incoming.pieces.append(begun)
+        self._grown(incoming, len(begun))
+        if self._incoming is not incoming:
+            return True
+        if len(begun) == length:
+            self._whole(incoming, begun, True)
+        else:
+            self._receive_directly(incoming)
+        return True
+
     def _receive_directly(self, incoming: _Incoming) -> None:
         """What is still to come of a body goes where it will be used."""
         if self._busy or len(self._kept) < incoming.length:
-            self._kept = bytearray(incoming.length)  # while busy the other one is in use
+            room = incoming.length + incoming.length // 4  # or each body that is a little larger would take a new one
+            self._kept = bytearray(min(room, DIRECT_BYTES))  # while busy the other one is in use
         incoming.direct = memoryview(self._kept)[: incoming.length]
         begun = b"".join(incoming.pieces)
         incoming.direct[: len(begun)] = begun
@@ -227,6 +299,7 @@ class Connection(asyncio.BufferedProtocol):
         path = incoming.url.partition(b"?")[0].decode("latin-1")
         request = Request(self._parser.get_method().decode("latin-1"), path, incoming.headers, self._peer)
         incoming.request = request
+        self._parsed.append(incoming)
         declared = incoming.headers.get(b"content-length", b"0")
         length = int(declared) if declared.isdigit() else 0
         if b"transfer-encoding" not in incoming.headers:
@@ -275,7 +348,7 @@ class Connection(asyncio.BufferedProtocol):
     def _whole(self, incoming: _Incoming, body: bytes | memoryview, keep: bool) -> None:
         self._incoming = None
         request = cast(Request, incoming.request)
-        request.body = body
+        request.body = body if incoming.refusal is None else b""
         self._waiting.append((request, incoming.refusal, keep))
         if not self._busy:
             self._next()
@@ -315,15 +388,8 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def _write(self, response: Response, close: bool) -> None:
-        lines = [
-            f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}",
-            f"Content-Type: {response.content_type}",
-            f"Content-Length: {len(response.body)}",
-            *(f"{name}: {value}" for name, value in response.headers),
-        ]
-        if close:
-            lines.append("Connection: close")
-        self._transport.write("\r\n".join([*lines, "", ""]).encode("latin-1") + response.body)
+        head = _head(response.status, response.content_type, len(response.body), response.headers, close)
+        self._transport.write(head + response.body)
 
     def _refuse(self, response: Response) -> None:
         """Answer before the request is complete, let the sender read that, hang up."""
@@ -364,3 +430,16 @@ class Connection(asyncio.BufferedProtocol):
             self._closing = True
         else:
             self._transport.close()
+
+
+@functools.lru_cache(64)  # nearly all answers are the same few
+def _head(status: int, content_type: str, length: int, headers: tuple[tuple[str, str], ...], close: bool) -> bytes:
+    lines = [
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+        f"Content-Type: {content_type}",
+        f"Content-Length: {length}",
+        *(f"{name}: {value}" for name, value in headers),
+    ]
+    if close:
+        lines.append("Connection: close")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")

@@ -41,6 +41,7 @@ class Limits:
     """When segments are sealed and when requests are refused."""
 
     roll_bytes: int = 32 << 20
+    roll_rows: int = 64 * 1024  # as many as Parquet keeps together: one table, and one dictionary a column
     roll_s: float = 5.0
     queued_bytes: int = 256 << 20
     pending_bytes: int = 1 << 30
@@ -71,7 +72,9 @@ class _Flush:
     refusal: Refusal | None = None
 
 
-_Item = tuple[Accepted, Future[None]]
+Done = Callable[[BusyError | None], None]
+Deliver = Callable[[list[Done], BusyError | None], None]
+_Item = tuple[Accepted, Done, Deliver]
 
 
 class Ingest:
@@ -120,14 +123,22 @@ class Ingest:
     def submit(self, request: Accepted) -> Future[None]:
         """Queue an accepted request; the future resolves once it is durable, or fails with BusyError."""
         future: Future[None] = Future()
+        self.send(request, lambda error: future.set_exception(error) if error else future.set_result(None), call_all)
+        return future
+
+    def send(self, request: Accepted, done: Done, deliver: Deliver) -> None:
+        """Queue an accepted request; `done` hears of it once it is durable, or why it cannot be taken.
+
+        All that became durable together is handed over together: `deliver` is called once with what is done, in the
+        writer's thread, and sees to it that every one is called. What is refused at once is called from here.
+        """
         problem = self.refusal(len(request.body))
         if problem is not None:
-            future.set_exception(BusyError(problem))
-            return future
+            done(BusyError(problem))
+            return
         with self._lock:
             self.counters.queued_bytes += len(request.body)
-        self._inbox.put((request, future))
-        return future
+        self._inbox.put((request, done, deliver))
 
     def flush(self) -> Future[None]:
         """A future that resolves when everything acknowledged before this call is in Parquet and manifest.
@@ -257,13 +268,14 @@ class Ingest:
             return
         now, seq = time.time_ns(), self._wal.next_seq
         began = self._wal.began_unix_nano
-        if began is not None and _day(began) != _day(now):
+        rows = self._wal.rows_in_segment + sum(request.rows for request, _, _ in batch)
+        if began is not None and (_day(began) != _day(now) or rows > self.limits.roll_rows):
             self._seal()  # a segment's rows all lie under one ingest day
         frames: list[Frame] = []
-        for request, _ in batch:
-            frames.append(Frame(request.signal, now, seq, request.rows, request.body))
+        for request, _, _ in batch:
+            frames.append(Frame(request.signal, now, seq, request.rows, request.body, request.crc))
             seq += request.rows
-        size = sum(len(request.body) for request, _ in batch)
+        size = sum(len(request.body) for request, _, _ in batch)
         before = time.monotonic()
         try:
             self._wal.append(frames)
@@ -278,9 +290,9 @@ class Ingest:
             self.counters.pending_bytes += size
             self.counters.syncs += 1
             self.counters.sync_s += time.monotonic() - before
-        for request, future in batch:
+        for request, _, _ in batch:
             self.counters.received[request.signal] += request.rows
-            future.set_result(None)
+        _deliver(batch, None)
 
     def _current(self, batch: list[_Item]) -> list[_Item]:
         """What was held against the tombstones as they are now; the rest is sent again and then judged anew."""
@@ -288,10 +300,10 @@ class Ingest:
         if not stale:
             return batch
         with self._lock:
-            self.counters.queued_bytes -= sum(len(request.body) for request, _ in stale)
-        for _, future in stale:
+            self.counters.queued_bytes -= sum(len(request.body) for request, _, _ in stale)
+        for _ in stale:
             self.count_refusal("deletion")
-            future.set_exception(BusyError("a deletion is under way; send again in a moment"))
+        _deliver(stale, BusyError("a deletion is under way; send again in a moment"))
         return [item for item in batch if item[0].deletions == self._deletions]
 
     def _refuse(self, batch: list[_Item], size: int, error: OSError) -> None:
@@ -302,9 +314,9 @@ class Ingest:
         self._write_error = text
         with self._lock:
             self.counters.queued_bytes -= size
-        for _, future in batch:
+        for _ in batch:
             self.count_refusal("disk_full" if full else "disk_error")
-            future.set_exception(BusyError(f"{text}, then send again"))
+        _deliver(batch, BusyError(f"{text}, then send again"))
         self._seal()
 
     def _is_due(self) -> bool:
@@ -374,6 +386,20 @@ class Ingest:
                 self.counters.convert_s += time.monotonic() - before
             for file in entry.files:
                 self.counters.stored[file.signal] += file.rows
+
+
+def call_all(done: list[Done], error: BusyError | None) -> None:
+    """Tell each of `done`."""
+    for one in done:
+        one(error)
+
+
+def _deliver(batch: list[_Item], error: BusyError | None) -> None:
+    ways: dict[Deliver, list[Done]] = {}
+    for _, done, deliver in batch:
+        ways.setdefault(deliver, []).append(done)
+    for deliver, done in ways.items():
+        deliver(done, error)
 
 
 def _day(unix_nano: int) -> int:

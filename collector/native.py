@@ -22,12 +22,16 @@ from otel_lightning.collector.schema import (
     ATTRIBUTE_MAPS,
     CHOICE,
     CHOICE_PREFIX,
+    DICTIONARY_BYTES,
     EVENT,
     LINK,
     MOVED,
     PROMPT_TOKEN_IDS,
+    ROW_GROUP_ROWS,
+    SHARED,
     SPANS,
     STR,
+    WITHOUT_DICTIONARY,
 )
 
 if TYPE_CHECKING:
@@ -36,7 +40,8 @@ if TYPE_CHECKING:
     from otel_lightning.collector.wal import Frame
 
 Bytes = bytes | bytearray | memoryview
-ABI = 1  # wire.c's WIRE_ABI: a library built from an older file is not used
+ABI = 3  # wire.c's WIRE_ABI: a library built from an older file is not used
+SHORT_BYTES = 64 << 10
 VARIABLE = "LIGHTNING_COLLECT_DECODER"
 LIBRARY = Path(__file__).with_name("wire" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so"))
 
@@ -54,8 +59,13 @@ class _Column(ctypes.Structure):
         ("data", _Buf),
         ("offsets", _Buf),
         ("valid", _Buf),
+        ("index", _Buf),
         ("rows", ctypes.c_int64),
         ("nulls", ctypes.c_int64),
+        ("count", ctypes.c_int64),
+        ("shared", ctypes.c_int64),
+        ("slots", ctypes.c_void_p),
+        ("slot_room", ctypes.c_int64),
     ]
 
 
@@ -64,7 +74,7 @@ class _Frame(ctypes.Structure):
 
 
 class _Moved(ctypes.Structure):
-    _fields_ = [("key", _Str), ("is_int", ctypes.c_int)]
+    _fields_ = [("key", _Str), ("kind", ctypes.c_int)]
 
 
 class _Decoder(ctypes.Structure):
@@ -86,10 +96,15 @@ def _load(path: Path = LIBRARY) -> Any:
             return None
     except (OSError, AttributeError):
         return None
-    library.wire_check.argtypes = (ctypes.c_void_p, ctypes.c_int64)
-    library.wire_check.restype = ctypes.c_int64
-    library.wire_crc32c.argtypes = (ctypes.c_uint32, ctypes.c_void_p, ctypes.c_int64)
-    library.wire_crc32c.restype = ctypes.c_int64
+    # What is over in microseconds is called without giving up Python's lock: having it back would take longer.
+    library.short = ctypes.PyDLL(str(path))
+    for handle in (library, library.short):
+        handle.wire_check.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.POINTER(ctypes.c_int64))
+        handle.wire_check.restype = ctypes.c_int64
+        handle.wire_crc32c.argtypes = (ctypes.c_uint32, ctypes.c_void_p, ctypes.c_int64)
+        handle.wire_crc32c.restype = ctypes.c_int64
+    library.short.wire_crc32c_behind.argtypes = (ctypes.c_uint32, ctypes.c_uint32, ctypes.c_int64)
+    library.short.wire_crc32c_behind.restype = ctypes.c_uint32
     library.wire_decode.argtypes = (
         ctypes.POINTER(_Frame),
         ctypes.c_int64,
@@ -98,6 +113,8 @@ def _load(path: Path = LIBRARY) -> Any:
         _Str,
         _Str,
         ctypes.c_uint64,
+        ctypes.c_int64,
+        ctypes.c_int64,
         ctypes.c_char_p,
     )
     library.wire_decode.restype = ctypes.POINTER(_Decoder)
@@ -117,22 +134,38 @@ def available() -> bool:
 def crc32c(data: Bytes, before: int = 0) -> int:
     """CRC32C of `data`, going on from the checksum of what lies `before` it."""
     if _library is not None:
-        found = _library.wire_crc32c(before, _address(data), len(data))
+        library = _library.short if len(data) <= SHORT_BYTES else _library
+        found = library.wire_crc32c(before, _address(data), len(data))
         if found >= 0:
             return found
     return google_crc32c.extend(before, bytes(data))
 
 
+def crc32c_behind(before: int, crc: int, length: int) -> int | None:
+    """CRC32C of `length` bytes that alone have `crc`, behind bytes that have `before`; None without the library."""
+    return None if _library is None else _library.short.wire_crc32c_behind(before, crc, length)
+
+
 def span_count(body: Bytes) -> int | None:
     """How many spans a trace request holds, every one of them valid; None when the Python path must look."""
+    found = check(body)
+    return None if found is None else found[0]
+
+
+def check(body: Bytes) -> tuple[int, int | None] | None:
+    """`span_count` and the body's CRC32C, which costs next to nothing on the way; None where that cannot be had."""
     if _library is None:
         return None
-    found = _library.wire_check(_address(body), len(body))
-    return None if found < 0 else found
+    library, crc = _library.short if len(body) <= SHORT_BYTES else _library, ctypes.c_int64()
+    found = library.wire_check(_address(body), len(body), crc)
+    return None if found < 0 else (found, crc.value if crc.value >= 0 else None)
 
 
 def spans_table(frames: Sequence[Frame], collector_id: str) -> pa.Table | None:
-    """`decode`'s table of spans; None when the Python path must make it."""
+    """`decode`'s table of spans; None when the Python path must make it.
+
+    Texts that rows share are a dictionary there, in order of appearance, just as Parquet stores them.
+    """
     if _library is None:
         return None
     import pyarrow as pa
@@ -173,7 +206,14 @@ def _str(data: bytes) -> _Str:
     return _Str(ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p), len(data))
 
 
-_MOVED = (_Moved * len(_KEYS))(*(_Moved(_str(key), kind != STR) for key, kind, _ in _KEYS))
+_SHARED_TEXT, _NUMBER, _OWN_TEXT = range(3)
+
+
+def _kind(kind: str, column: str) -> int:
+    return _NUMBER if kind != STR else _OWN_TEXT if column in WITHOUT_DICTIONARY else _SHARED_TEXT
+
+
+_MOVED = (_Moved * len(_KEYS))(*(_Moved(_str(key), _kind(kind, column)) for key, kind, column in _KEYS))
 
 
 def _decode(frames: Sequence[Frame]) -> _Decoded | None:
@@ -186,7 +226,9 @@ def _decode(frames: Sequence[Frame]) -> _Decoded | None:
     def run(written: bytes | None) -> _Decoded | None:
         prompt, choice = map(_str, _SPECIAL)
         seed = secrets.randbits(64)  # keys that collide cannot be made in advance
-        pointer = _library.wire_decode(given, len(given), _MOVED, len(_KEYS), prompt, choice, seed, written)
+        pointer = _library.wire_decode(
+            given, len(given), _MOVED, len(_KEYS), prompt, choice, seed, DICTIONARY_BYTES, ROW_GROUP_ROWS, written
+        )
         return _Decoded(pointer) if pointer else None
 
     decoded = run(None)
@@ -215,7 +257,7 @@ class _Table:
                 *("resource_attributes", "scope_attributes", "resource_schema_url", "scope_schema_url"),
             )
         }
-        columns["collector_id"] = pa.repeat(pa.scalar(collector_id, pa.string()), rows)
+        columns["collector_id"] = pa.repeat(pa.scalar(collector_id, pa.string()), rows).dictionary_encode()
         maps = [(self._leaf(type_.key_type), self._leaf(type_.item_type)) for _, type_ in ATTRIBUTE_MAPS]
         columns["events"] = self._structs(SPANS.field("events").type, EVENT)
         columns["links"] = self._structs(SPANS.field("links").type, LINK)
@@ -226,12 +268,14 @@ class _Table:
         parts = [self._list(CHOICE.field(name).type) for name in ("token_ids", "logprobs")]
         structs = pa.Array.from_buffers(CHOICE, len(parts[0]), [None], children=parts)
         columns["choices"] = self._over(SPANS.field("choices").type, choices, structs)
-        for (name, type_), (keys, items) in zip(ATTRIBUTE_MAPS, maps, strict=True):
+        for (name, _), (keys, items) in zip(ATTRIBUTE_MAPS, maps, strict=True):
             offsets = pa.Array.from_buffers(pa.int32(), rows + 1, [None, self._buffer(self._next().offsets)])
-            columns[name] = pa.MapArray.from_arrays(offsets, keys, items).cast(type_)
+            columns[name] = pa.MapArray.from_arrays(offsets, keys, items)
         for _, _, column in _KEYS:
             columns[column] = self._leaf(SPANS.field(column).type)
-        return pa.Table.from_arrays([columns[field.name] for field in SPANS], schema=SPANS)
+        arrays = [columns[field.name] for field in SPANS]
+        schema = pa.schema([(f.name, a.type) for f, a in zip(SPANS, arrays, strict=True)], SPANS.metadata)
+        return pa.Table.from_arrays(arrays, schema=schema)
 
     def _next(self) -> Any:
         self._at += 1
@@ -246,11 +290,16 @@ class _Table:
         return self._buffer(column.valid) if column.nulls else None
 
     def _leaf(self, type_: Any) -> Any:
-        column = self._next()
+        column, pa = self._next(), self._pa
         buffers = [self._valid(column), self._buffer(column.data)]
-        if type_ == self._pa.string():
+        if type_ != pa.string():
+            return pa.Array.from_buffers(type_, column.rows, buffers, column.nulls)
+        if not column.shared:
             buffers.insert(1, self._buffer(column.offsets))
-        return self._pa.Array.from_buffers(type_, column.rows, buffers, column.nulls)
+            return pa.Array.from_buffers(type_, column.rows, buffers, column.nulls)
+        texts = pa.Array.from_buffers(type_, column.count, [None, self._buffer(column.offsets), buffers[1]], 0)
+        index = [buffers[0], self._buffer(column.index)]
+        return pa.DictionaryArray.from_buffers(SHARED, column.rows, index, texts, column.nulls)
 
     def _list(self, type_: Any) -> Any:
         column = self._next()

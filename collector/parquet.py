@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import json
 from collections.abc import Sequence
@@ -12,17 +13,11 @@ import pyarrow.parquet as pq
 
 from otel_lightning.collector.decode import decode
 from otel_lightning.collector.recovery import Content, Origin
+from otel_lightning.collector.schema import DICTIONARY_BYTES, ROW_GROUP_ROWS, WITHOUT_DICTIONARY
 from otel_lightning.collector.wal import Frame
 
-ROW_GROUP_ROWS = 64 * 1024
 # Minimum and maximum help to skip row groups by what is looked for; of long texts nobody looks for them.
 WITHOUT_STATISTICS = ("attributes_", "resource_attributes", "scope_attributes", "events", "links", "body", "point")
-# What no two rows share: a dictionary of such values is work and space for nothing.
-WITHOUT_DICTIONARY = frozenset(
-    {"seq", "received_unix_nano", "span_id", "start_unix_nano", "end_unix_nano", "response_id", "content_sha256"}
-    | {"time_unix_nano", "observed_unix_nano", "attributes_dbl.key_value.value", "value"}
-)
-DICTIONARY_BYTES = 8 << 20  # agents send their history again with every call: of equal texts one is kept
 PAGE_BYTES = 4 << 20  # 8% smaller files than with 1 MiB pages, at no cost to queries
 
 
@@ -74,21 +69,36 @@ def parquet_bytes(table: pa.Table, origin: Origin, compression_level: int = 1) -
         named |= {"lightning.stem": origin.stem, "lightning.replaces": json.dumps(origin.replaces)}
     # A table that was read from other files brings along what they said of themselves.
     brought = {key.decode(): value for key, value in (table.schema.metadata or {}).items()}
+    said = {**brought, **named}
+    # As `store_schema` writes it, but for the texts that came as dictionaries: readers get them as texts.
+    stored = _with_texts(table.schema).with_metadata(said).serialize()
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        table.replace_schema_metadata({**brought, **named}),
+    with pq.ParquetWriter(
         sink,
+        table.schema,
         compression="zstd",
         compression_level=compression_level,
-        row_group_size=ROW_GROUP_ROWS,
         data_page_size=PAGE_BYTES,
         write_page_checksum=True,
         use_dictionary=_with_dictionary(table.schema),  # type: ignore[arg-type]
         dictionary_pagesize_limit=DICTIONARY_BYTES,
         write_statistics=_with_statistics(table.schema),  # type: ignore[arg-type]
-        store_schema=True,
-    )
+        store_schema=False,
+    ) as writer:
+        writer.write_table(table, ROW_GROUP_ROWS)
+        writer.add_key_value_metadata({**said, "ARROW:schema": base64.b64encode(stored.to_pybytes()).decode()})
     return sink.getvalue().to_pybytes()
+
+
+@functools.cache
+def _with_texts(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([field.with_type(_as_texts(field.type)) for field in schema])
+
+
+def _as_texts(type_: pa.DataType) -> pa.DataType:
+    if pa.types.is_map(type_):
+        return pa.map_(_as_texts(type_.key_type), _as_texts(type_.item_type))
+    return type_.value_type if pa.types.is_dictionary(type_) else type_
 
 
 @functools.cache

@@ -49,9 +49,19 @@ MOVED: dict[str, tuple[str, str]] = {
     "lightning.reward.version": ("reward_version", STR),
     "lightning.reward.identifier": ("reward_identifier", STR),
 }
+# What no two rows share: a dictionary of such values is work and space for nothing.
+WITHOUT_DICTIONARY = frozenset(
+    {"seq", "received_unix_nano", "span_id", "start_unix_nano", "end_unix_nano", "response_id", "content_sha256"}
+    | {"time_unix_nano", "observed_unix_nano", "attributes_dbl.key_value.value", "value"}
+)
+DICTIONARY_BYTES = 8 << 20  # agents send their history again with every call: of equal texts one is kept
+ROW_GROUP_ROWS = 64 * 1024
 PROMPT_TOKEN_IDS = "lightning.prompt.token_ids"
 CHOICE_PREFIX = "lightning.choice."
 
+SHARED = pa.dictionary(
+    pa.int32(), pa.string()
+)  # texts in memory, on their way to Parquet; nothing stored has this type
 ATTRIBUTE_MAPS = [
     ("attributes_str", pa.map_(pa.string(), pa.string())),
     ("attributes_int", pa.map_(pa.string(), pa.int64())),

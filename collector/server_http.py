@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import ipaddress
 import socket
@@ -25,7 +26,7 @@ from otel_lightning.collector.check import Accepted
 from otel_lightning.collector.config import CollectConfig
 from otel_lightning.collector.forward import Forwarder
 from otel_lightning.collector.http_connection import Connection, Limits, Request, Response
-from otel_lightning.collector.ingest import Ingest
+from otel_lightning.collector.ingest import Done, Ingest, call_all
 from otel_lightning.collector.metrics import prometheus
 
 PATHS = {"traces": "spans", "logs": "events", "metrics": "metrics"}
@@ -38,6 +39,14 @@ STOP_S = 10.0  # requests under way get this long when the collector stops
 MAX_GZIP_MEMBERS = 64  # nobody sends more, and each costs a pass over what is left
 
 Reply = Callable[[Response], None]
+# What nearly every request is answered.
+SUCCESS = {
+    (signal, is_json): Response(
+        200, JSON if is_json else PROTOBUF, encode(export_response(Accepted(signal, b"", 0)), is_json)
+    )
+    for signal in PATHS.values()
+    for is_json in (False, True)
+}
 
 
 class TooLarge(SenderError):
@@ -197,16 +206,28 @@ class HttpServer:
         if isinstance(checked, Response):
             reply(checked)
         elif not checked.rows:
-            self._acknowledge(checked, request, reply)
+            reply(self._acknowledged(checked, request))
         else:
-            self._when_done(
-                self._ingest.submit(checked), request, reply, lambda: self._acknowledge(checked, request, reply)
-            )
 
-    def _acknowledge(self, accepted: Accepted, request: Request, reply: Reply) -> None:
-        self._ingest.count_rejected(accepted.rejected)
+            def done(error: BusyError | None) -> None:
+                if error is None:
+                    reply(self._acknowledged(checked, request))
+                else:
+                    reply(self.problem(503, str(error), request, counted=True))
+
+            self._ingest.send(checked, done, self._deliver)
+
+    def _deliver(self, done: list[Done], error: BusyError | None) -> None:
+        """Called by the writer: what became durable together wakes the loop once."""
+        with contextlib.suppress(RuntimeError):  # the loop is gone, and with it who asked
+            self._loop.call_soon_threadsafe(call_all, done, error)
+
+    def _acknowledged(self, accepted: Accepted, request: Request) -> Response:
         is_json = _content_type(request) == JSON
-        reply(Response(200, JSON if is_json else PROTOBUF, encode(export_response(accepted), is_json)))
+        if not accepted.rejected:
+            return SUCCESS[accepted.signal, is_json]
+        self._ingest.count_rejected(accepted.rejected)
+        return Response(200, JSON if is_json else PROTOBUF, encode(export_response(accepted), is_json))
 
     def _flush(self, request: Request, reply: Reply) -> None:
         answered = False
@@ -261,6 +282,7 @@ def inflate(body: native.Bytes, limit: int) -> bytes:
     raise SenderError(f"the gzip body has more than {MAX_GZIP_MEMBERS} members")
 
 
+@functools.lru_cache(64)
 def is_private_name(host: bytes, allowed: frozenset[str]) -> bool:
     """Whether a Host header names this machine in a way that no web page can: an address, a local or a known name."""
     name = host.decode("latin-1").strip().lower()
@@ -278,11 +300,17 @@ def _signal(path: str) -> str | None:
 
 
 def _content_type(request: Request) -> str:
-    return request.headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
+    return _media_type(request.headers.get(b"content-type", b""))
 
 
 def _encoding(request: Request) -> str:
-    return request.headers.get(b"content-encoding", b"").decode("latin-1").strip().lower()
+    found = request.headers.get(b"content-encoding")
+    return "" if found is None else found.decode("latin-1").strip().lower()
+
+
+@functools.lru_cache(64)  # senders say the same again and again
+def _media_type(header: bytes) -> str:
+    return header.decode("latin-1").partition(";")[0].strip().lower()
 
 
 def _is_loopback(peer: str) -> bool:

@@ -20,10 +20,10 @@ import re
 import secrets
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from otel_lightning.collector.native import Bytes, crc32c
+from otel_lightning.collector.native import Bytes, crc32c, crc32c_behind
 from otel_lightning.collector.quarantine import set_aside
 from otel_lightning.store.fs import Disk
 from otel_lightning.store.lake import Lake
@@ -47,6 +47,7 @@ class Frame:
     first_seq: int
     rows: int
     body: Bytes
+    crc: int | None = field(default=None, compare=False)  # of the body, if it is known
 
     @property
     def last_seq(self) -> int:
@@ -67,7 +68,9 @@ def encode_frames(frames: list[Frame], marker: bytes) -> list[Bytes]:
     pieces: list[Bytes] = []
     for frame in frames:
         header = HEADER.pack(SIGNAL_CODES[frame.signal], frame.received_unix_nano, frame.first_seq, frame.rows)
-        crc = crc32c(frame.body, crc32c(header))
+        crc, known = crc32c(header), frame.crc
+        joined = None if known is None else crc32c_behind(crc, known, len(frame.body))
+        crc = crc32c(frame.body, crc) if joined is None else joined
         pieces += (FRAME.pack(marker, len(header) + len(frame.body), crc), header, frame.body)
     return pieces
 
@@ -127,13 +130,18 @@ class Wal:
         self.began_unix_nano: int | None = None
         self._segment = max(self.leftover, default=0) + 1
         self._path = self.path(self._segment)
-        self._length = 0
+        self._length = self._rows = 0
         self._sealed: list[int] = []
 
     @property
     def bytes_in_segment(self) -> int:
         """Bytes of the segment being written; 0 when there is none."""
         return self._length
+
+    @property
+    def rows_in_segment(self) -> int:
+        """Rows of the segment being written."""
+        return self._rows
 
     def skip_to(self, *, segment: int, seq: int) -> None:
         """Never hand out a segment number below `segment` or a row number below `seq` again."""
@@ -162,6 +170,7 @@ class Wal:
             self._path = path
             self.began_unix_nano = frames[0].received_unix_nano
         self._length += sum(map(len, pieces))
+        self._rows += sum(frame.rows for frame in frames)
 
     def seal(self) -> list[int]:
         """End the segment being written; the numbers of all segments ended since the last call."""
@@ -177,7 +186,7 @@ class Wal:
     def _close_segment(self) -> None:
         self._sealed.append(self._segment)
         self._segment += 1
-        self._length, self.began_unix_nano = 0, None
+        self._length, self._rows, self.began_unix_nano = 0, 0, None
 
     def _abandon(self, path: Path) -> None:
         try:

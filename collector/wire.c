@@ -1,6 +1,6 @@
 /* OTLP trace requests to Arrow buffers, without Python: the fast half of check.py and decode.py.
 
-   wire_check   is this request plain, valid OTLP, and how many spans does it hold?
+   wire_check   is this request plain, valid OTLP, how many spans does it hold, and what is its checksum?
    wire_decode  requests to the columns of `spans`, sorted by (trace, start)
    wire_crc32c  checksum of any stretch of memory, where the processor has an instruction for it
 
@@ -23,7 +23,7 @@
 #endif
 
 #define EXPORT __attribute__((visibility("default")))
-#define WIRE_ABI 1
+#define WIRE_ABI 3
 #define MAX_DEPTH 20
 /* Ordinary sizes; what is larger is for the Python path to judge. */
 #define MANY 10000          /* attributes, events and links of one span together */
@@ -31,20 +31,26 @@
 #define TOO_MANY (1 << 20)  /* attributes that are not even decoded here: each costs 90 bytes meanwhile */
 #define INT32_LIMIT 0x7fffffff
 #define SPARE_BYTES (256 << 20)
+#define AHEAD 512 /* bytes */
 #define SMALL_LIST 8 /* up to so many keys are compared with each other, more go through a hash table */
+#define MANY_KEYS (1 << 16) /* different keys of attributes that are remembered from span to span */
 
 enum { NONE, TEXT, BOOL, INT, DOUBLE, ARRAY, KVLIST, BYTES, STRINDEX }; /* AnyValue's field numbers */
 
 typedef struct { const uint8_t *p; size_t n; } Str;
-typedef struct { Str key, text; int kind, dead; int64_t number; double real; uint64_t hash; } Kv;
+typedef struct { Str key, text; int kind, dead; int64_t number; double real; uint64_t hash; uint32_t which; } Kv;
 typedef struct { const uint8_t *p, *end; uint32_t field, wire; uint64_t v; Str s; } It;
 typedef struct { uint8_t *p; int64_t n, room; } Buf;
-/* One leaf of the table. A string column has offsets; `valid` is one byte a row until it is packed to bits. */
-typedef struct { Buf data, offsets, valid; int64_t rows, nulls; } Column;
+typedef struct { uint32_t hash, id; } Slot; /* id is one more than the text's place; 0 is an empty slot */
+/* One leaf of the table. A string column has offsets; `valid` is one byte a row until it is packed to bits. Agents send
+   their history again with every call: while `shared`, data and offsets hold each text once, in order of appearance,
+   and `index` says which one a row has. */
+typedef struct { Buf data, offsets, valid, index; int64_t rows, nulls, count, shared; Slot *slots; int64_t slot_room; } Column;
 typedef struct { Str body; uint64_t received, seq; } Frame;
-typedef struct { Str text[8]; int has[8]; } Context;
+typedef struct { Str text[8]; int has[8]; int64_t id[8]; } Context; /* id: place among the shared texts, -1 before */
 typedef struct { Str span; uint64_t trace[2], start, seq, received; int64_t context; } Row;
-typedef struct { Str key; int is_int; } Moved; /* sorted by the key's length */
+enum { SHARED_TEXT, NUMBER, OWN_TEXT };
+typedef struct { Str key; int kind; } Moved; /* sorted by the key's length */
 
 /* The order in which the Python side expects the columns; the moved ones follow. */
 enum {
@@ -60,6 +66,15 @@ enum {
     C_MOVED = C_MAP_OFFSETS + 5
 };
 
+/* A key that spans have, of one group of types: what was found out about it holds for every span. */
+typedef struct {
+    Str text;
+    uint64_t hash;
+    int64_t row, place, id; /* the last span that had it, where in its attributes; its place among the shared keys */
+    int group, moved;
+    uint32_t next;          /* one more than the key that came after it last time, very likely again: 0 before */
+} Key;
+
 typedef struct {
     Column *columns;
     int64_t column_count, rows, slow_doubles;
@@ -68,11 +83,15 @@ typedef struct {
     const char *written;     /* those doubles as text, one NUL-ended piece after another, or NULL in the first pass */
     Kv *kvs; int64_t kv_room;
     uint32_t *table; int64_t table_room;
+    Key *keys; int64_t key_count, key_room;
+    Slot *key_slots; int64_t key_slot_room;
+    uint32_t first_key;
     Row *row; int64_t row_room;
     Context *contexts; int64_t context_count, context_room;
     const Moved *moved; int64_t moved_count; Str prompt_key, choice_prefix;
     int moved_of_length[64]; /* where the keys of a length begin in `moved`, which is sorted by length */
-    const Kv **moved_row;
+    int64_t at;              /* the row being written */
+    int64_t shared_bytes, shared_rows; /* up to so much of different texts in a column, of so many rows, is shared */
     Buf texts;               /* JSON of contexts, referred to by offset until it stops growing */
     uint64_t seed;
 } Decoder;
@@ -178,7 +197,96 @@ static int key_value(Str message, Kv *out) {
     return more == 0;
 }
 
+/* ---- checksums ---- */
+
+/* CRC32C of n bytes behind bytes whose checksum is `crc`; -1 where the processor cannot.
+
+   The instruction takes three cycles but starts one each cycle: three lanes of LANE bytes run side by side, and what
+   LANE bytes of zeros do to a checksum, which joins them, is looked up. */
+#if defined(__x86_64__)
+#define LANE 2048
+static uint32_t behind_zeros[4][256];
+
+__attribute__((target("sse4.2"))) static void look_up_zeros(void) {
+    static atomic_int known;
+    if (atomic_load(&known)) return;
+    for (int part = 0; part < 4; part++)
+        for (uint32_t byte = 0; byte < 256; byte++) {
+            uint64_t c = (uint64_t)byte << 8 * part;
+            for (int i = 0; i < LANE / 8; i++) c = _mm_crc32_u64(c, 0);
+            behind_zeros[part][byte] = (uint32_t)c;
+        }
+    atomic_store(&known, 1);
+}
+
+static uint32_t shifted(uint32_t c) {
+    return behind_zeros[0][c & 255] ^ behind_zeros[1][c >> 8 & 255] ^ behind_zeros[2][c >> 16 & 255] ^ behind_zeros[3][c >> 24];
+}
+
+__attribute__((target("sse4.2"))) static uint32_t crc32c(uint32_t crc, const uint8_t *p, int64_t n) {
+    uint64_t c = ~crc, w[3];
+    for (; n >= 3 * LANE; n -= 3 * LANE, p += 3 * LANE) {
+        uint64_t second = 0, third = 0;
+        for (int i = 0; i < LANE; i += 8) {
+            memcpy(&w[0], p + i, 8);
+            memcpy(&w[1], p + LANE + i, 8);
+            memcpy(&w[2], p + 2 * LANE + i, 8);
+            c = _mm_crc32_u64(c, w[0]);
+            second = _mm_crc32_u64(second, w[1]);
+            third = _mm_crc32_u64(third, w[2]);
+        }
+        c = shifted(shifted((uint32_t)c) ^ (uint32_t)second) ^ (uint32_t)third;
+    }
+    for (; n >= 8; n -= 8, p += 8) {
+        memcpy(w, p, 8);
+        c = _mm_crc32_u64(c, w[0]);
+    }
+    for (; n > 0; n--) c = _mm_crc32_u8((uint32_t)c, *p++);
+    return ~(uint32_t)c;
+}
+
+static int can_crc32c(void) {
+    if (!__builtin_cpu_supports("sse4.2")) return 0;
+    look_up_zeros();
+    return 1;
+}
+#else
+#define LANE 2048
+static uint32_t crc32c(uint32_t crc, const uint8_t *p, int64_t n) { (void)crc, (void)p, (void)n; return 0; }
+static int can_crc32c(void) { return 0; }
+#endif
+
+EXPORT int64_t wire_crc32c(uint32_t crc, const uint8_t *p, int64_t n) { return can_crc32c() ? (int64_t)crc32c(crc, p, n) : -1; }
+
+/* The product of two polynomials, as checksums are: lowest power in the highest bit. */
+static uint32_t times(uint32_t a, uint32_t b) {
+    uint32_t product = 0;
+    for (uint32_t bit = 1u << 31; bit; bit >>= 1) {
+        if (a & bit) product ^= b;
+        b = b >> 1 ^ (b & 1 ? 0x82f63b78u : 0);
+    }
+    return product;
+}
+
+/* CRC32C of n bytes whose own checksum is `crc`, behind bytes whose checksum is `before`. */
+EXPORT uint32_t wire_crc32c_behind(uint32_t before, uint32_t crc, int64_t n) {
+    uint32_t power = 1u << 23; /* one byte of zeros: x to the eighth */
+    for (; n > 0; n >>= 1, power = times(power, power)) if (n & 1) before = times(before, power);
+    return before ^ crc;
+}
+
 /* ---- checking: what is stored must parse again ---- */
+
+#define FRESH (24 << 10) /* bytes: what was just checked is summed up while it is near the processor */
+typedef struct { int64_t spans; const uint8_t *summed; uint32_t crc; int sums; } Checked;
+
+static void sum_up(Checked *c, const uint8_t *end) {
+    int64_t n = end - c->summed;
+    if (!c->sums || n < FRESH) return;
+    n -= n % (3 * LANE);
+    c->crc = crc32c(c->crc, c->summed, n);
+    c->summed += n;
+}
 
 static int check_kv(Str message, int depth);
 
@@ -292,93 +400,40 @@ static int check_span(Str message) {
     return more == 0 && trace && span;
 }
 
-static int check_scope_spans(Str message, int64_t *spans) {
+static int check_scope_spans(Str message, Checked *c) {
     uint32_t seen = 0;
     FIELDS(message) {
         if (it.field == 1) { ONCE(2); TRY(check_scope(it.s)); }
-        else if (it.field == 2) { TRY(it.wire == 2 && check_span(it.s)); ++*spans; }
+        else if (it.field == 2) { TRY(it.wire == 2 && check_span(it.s)); c->spans++; sum_up(c, it.p); }
         else if (it.field == 3) { ONCE(2); TRY(utf8(it.s)); }
     }
     return more == 0;
 }
 
-static int check_resource_spans(Str message, int64_t *spans) {
+static int check_resource_spans(Str message, Checked *c) {
     uint32_t seen = 0;
     FIELDS(message) {
         if (it.field == 1) { ONCE(2); TRY(check_resource(it.s)); }
-        else if (it.field == 2) TRY(it.wire == 2 && check_scope_spans(it.s, spans));
+        else if (it.field == 2) TRY(it.wire == 2 && check_scope_spans(it.s, c));
         else if (it.field == 3) { ONCE(2); TRY(utf8(it.s)); }
     }
     return more == 0;
 }
 
-static int check_request(Str message, int64_t *spans) {
-    FIELDS(message) if (it.field == 1) TRY(it.wire == 2 && check_resource_spans(it.s, spans));
+static int check_request(Str message, Checked *c) {
+    FIELDS(message) if (it.field == 1) TRY(it.wire == 2 && check_resource_spans(it.s, c));
     return more == 0;
 }
 
-/* Spans in a plain, valid request; -1 to let the Python path look. */
-EXPORT int64_t wire_check(const uint8_t *body, int64_t length) {
-    int64_t spans = 0;
-    return check_request((Str){body, (size_t)length}, &spans) ? spans : -1;
+/* Spans in a plain, valid request, whose CRC32C goes to `crc` (-1 where the processor cannot); -1 to let the Python path look. */
+EXPORT int64_t wire_check(const uint8_t *body, int64_t length, int64_t *crc) {
+    Checked c = {0, body, 0, can_crc32c()};
+    if (!check_request((Str){body, (size_t)length}, &c)) return -1;
+    *crc = c.sums ? (int64_t)crc32c(c.crc, c.summed, body + length - c.summed) : -1;
+    return c.spans;
 }
 
 EXPORT int wire_abi(void) { return WIRE_ABI; }
-
-/* CRC32C of n bytes behind bytes whose checksum is `crc`; -1 where the processor cannot.
-
-   The instruction takes three cycles but starts one each cycle: three lanes of LANE bytes run side by side, and what
-   LANE bytes of zeros do to a checksum, which joins them, is looked up. */
-#if defined(__x86_64__)
-#define LANE 2048
-static uint32_t behind_zeros[4][256];
-
-__attribute__((target("sse4.2"))) static void look_up_zeros(void) {
-    static atomic_int known;
-    if (atomic_load(&known)) return;
-    for (int part = 0; part < 4; part++)
-        for (uint32_t byte = 0; byte < 256; byte++) {
-            uint64_t c = (uint64_t)byte << 8 * part;
-            for (int i = 0; i < LANE / 8; i++) c = _mm_crc32_u64(c, 0);
-            behind_zeros[part][byte] = (uint32_t)c;
-        }
-    atomic_store(&known, 1);
-}
-
-static uint32_t shifted(uint32_t c) {
-    return behind_zeros[0][c & 255] ^ behind_zeros[1][c >> 8 & 255] ^ behind_zeros[2][c >> 16 & 255] ^ behind_zeros[3][c >> 24];
-}
-
-__attribute__((target("sse4.2"))) static uint32_t crc32c(uint32_t crc, const uint8_t *p, int64_t n) {
-    uint64_t c = ~crc, w[3];
-    for (; n >= 3 * LANE; n -= 3 * LANE, p += 3 * LANE) {
-        uint64_t second = 0, third = 0;
-        for (int i = 0; i < LANE; i += 8) {
-            memcpy(&w[0], p + i, 8);
-            memcpy(&w[1], p + LANE + i, 8);
-            memcpy(&w[2], p + 2 * LANE + i, 8);
-            c = _mm_crc32_u64(c, w[0]);
-            second = _mm_crc32_u64(second, w[1]);
-            third = _mm_crc32_u64(third, w[2]);
-        }
-        c = shifted(shifted((uint32_t)c) ^ (uint32_t)second) ^ (uint32_t)third;
-    }
-    for (; n >= 8; n -= 8, p += 8) {
-        memcpy(w, p, 8);
-        c = _mm_crc32_u64(c, w[0]);
-    }
-    for (; n > 0; n--) c = _mm_crc32_u8((uint32_t)c, *p++);
-    return ~(uint32_t)c;
-}
-
-EXPORT int64_t wire_crc32c(uint32_t crc, const uint8_t *p, int64_t n) {
-    if (!__builtin_cpu_supports("sse4.2")) return -1;
-    look_up_zeros();
-    return (int64_t)crc32c(crc, p, n);
-}
-#else
-EXPORT int64_t wire_crc32c(uint32_t crc, const uint8_t *p, int64_t n) { (void)crc, (void)p, (void)n; return -1; }
-#endif
 
 /* ---- writing columns ---- */
 
@@ -444,44 +499,163 @@ static int put_hex(Column *c, Str s) {
     return put_offset(c, c->data.n);
 }
 
-/* ---- keys: of one sent twice the last value stands, at the first one's place ---- */
+/* ---- texts that many rows have ---- */
 
+static inline uint64_t mix(uint64_t a, uint64_t b) {
+#ifdef __SIZEOF_INT128__
+    unsigned __int128 product = (unsigned __int128)a * b;
+    return (uint64_t)product ^ (uint64_t)(product >> 64);
+#else
+    uint64_t h = (a ^ (b << 29 | b >> 35)) * 0xff51afd7ed558ccdu;
+    h = (h ^ h >> 32 ^ b) * 0xc4ceb9fe1a85ec53u;
+    return h ^ h >> 29;
+#endif
+}
+
+static inline uint64_t eight(const uint8_t *p) { uint64_t w; memcpy(&w, p, 8); return w; }
+static inline uint64_t four(const uint8_t *p) { uint32_t w; memcpy(&w, p, 4); return w; }
+
+/* Three chains side by side: texts are long, and a multiplication takes longer than the next one has to wait. */
 static uint64_t hash(Str s, uint64_t seed) {
-    uint64_t h = seed ^ s.n * 0x9e3779b97f4a7c15u, w;
+    static const uint64_t k[] = {0x9e3779b97f4a7c15u, 0xbf58476d1ce4e5b9u, 0x94d049bb133111ebu, 0xd6e8feb86659fd93u};
     const uint8_t *p = s.p;
     size_t n = s.n;
-    for (; n >= 8; n -= 8, p += 8) {
-        memcpy(&w, p, 8);
-        h = (h ^ w) * 0xff51afd7ed558ccdu;
-        h ^= h >> 32;
-    }
-    for (w = 0; n; n--) w = w << 8 | *p++;
-    h = (h ^ w) * 0xc4ceb9fe1a85ec53u;
-    return h ^ h >> 29;
+    uint64_t a = 0, b = 0;
+    seed ^= k[0];
+    if (n > 16) {
+        uint64_t second = seed, third = seed;
+        for (; n > 48; n -= 48, p += 48) {
+            seed = mix(eight(p) ^ k[1], eight(p + 8) ^ seed);
+            second = mix(eight(p + 16) ^ k[2], eight(p + 24) ^ second);
+            third = mix(eight(p + 32) ^ k[3], eight(p + 40) ^ third);
+        }
+        seed ^= second ^ third;
+        for (; n > 16; n -= 16, p += 16) seed = mix(eight(p) ^ k[1], eight(p + 8) ^ seed);
+        a = eight(p + n - 16); /* the last sixteen, some of them for the second time */
+        b = eight(p + n - 8);
+    } else if (n >= 8) { a = eight(p); b = eight(p + n - 8); }
+    else if (n >= 4) { a = four(p); b = four(p + n - 4); }
+    else if (n) a = (uint64_t)p[0] << 16 | (uint64_t)p[n / 2] << 8 | p[n - 1];
+    return mix(k[1] ^ s.n, mix(a ^ k[1], b ^ seed));
 }
+
+/* Every row its own text again. */
+static int stop_sharing(Column *c) {
+    Buf data = {0}, offsets = {0}, old[2] = {c->data, c->offsets};
+    const int32_t *ends = (const int32_t *)(const void *)c->offsets.p, *ids = (const int32_t *)(const void *)c->index.p;
+    int64_t rows = c->index.n / 4;
+    c->data = data;
+    c->offsets = offsets;
+    c->shared = 0;
+    int done = put_offset(c, 0);
+    for (int64_t i = 0; done && i < rows; i++) {
+        int there = !c->valid.n || c->valid.p[i];
+        if (there) done = put(&c->data, old[0].p + ends[ids[i]], ends[ids[i] + 1] - ends[ids[i]]);
+        done = done && put_offset(c, c->data.n);
+    }
+    free(old[0].p);
+    free(old[1].p);
+    c->index.n = c->count = 0;
+    return done;
+}
+
+static int more_slots(Slot **before, int64_t *before_room) {
+    int64_t room = *before_room ? 2 * *before_room : 256;
+    Slot *slots = calloc((size_t)room, sizeof *slots);
+    TRY(slots);
+    for (int64_t i = 0; i < *before_room; i++) {
+        Slot slot = (*before)[i];
+        if (!slot.id) continue;
+        uint64_t at = slot.hash & (uint64_t)(room - 1);
+        while (slots[at].id) at = (at + 1) & (uint64_t)(room - 1);
+        slots[at] = slot;
+    }
+    free(*before);
+    *before = slots;
+    *before_room = room;
+    return 1;
+}
+
+static int put_id(Column *c, int64_t id) {
+    int32_t index = (int32_t)id;
+    return put(&c->index, &index, 4);
+}
+
+/* The text of one row, whose validity the caller sees to. The place of the text, if it is shared, goes to `id`. */
+static int put_shared(const Decoder *d, Column *c, Str s, uint64_t h, int64_t *id) {
+    if (c->shared) {
+        if (2 * c->count >= c->slot_room) TRY(more_slots(&c->slots, &c->slot_room));
+        const int32_t *ends = (const int32_t *)(const void *)c->offsets.p;
+        uint64_t mask = (uint64_t)(c->slot_room - 1), at = (uint32_t)h & mask;
+        for (; c->slots[at].id; at = (at + 1) & mask) {
+            if (c->slots[at].hash != (uint32_t)h) continue;
+            int64_t found = c->slots[at].id - 1;
+            if (ends[found + 1] - ends[found] != (int64_t)s.n || (s.n && memcmp(c->data.p + ends[found], s.p, s.n))) continue;
+            *id = found;
+            return put_id(c, found);
+        }
+        if (c->data.n + (int64_t)s.n + 4 * (c->count + 1) < d->shared_bytes) {
+            TRY(put(&c->data, s.p, (int64_t)s.n) && put_offset(c, c->data.n));
+            *id = c->count++;
+            c->slots[at] = (Slot){(uint32_t)h, (uint32_t)c->count};
+            return put_id(c, *id);
+        }
+        TRY(stop_sharing(c));
+    }
+    return put(&c->data, s.p, (int64_t)s.n) && put_offset(c, c->data.n);
+}
+
+static int put_shared_text(const Decoder *d, Column *c, Str s, uint64_t h) {
+    int64_t id;
+    c->rows++;
+    return put_shared(d, c, s, h, &id);
+}
+
+/* Rows up to `row` that have no value, all at once: most columns have none in most rows. */
+static int put_nulls(Column *c, int64_t row, int is_number) {
+    int64_t n = row - c->rows;
+    if (n <= 0) return 1;
+    Buf *b = is_number ? &c->data : c->shared ? &c->index : &c->offsets;
+    int64_t bytes = n * (is_number ? 8 : 4);
+    TRY(reserve(b, bytes) && reserve(&c->valid, n));
+    if (b == &c->offsets) {
+        int32_t end = (int32_t)c->data.n;
+        for (int64_t i = 0; i < n; i++) memcpy(b->p + b->n + 4 * i, &end, 4);
+    } else memset(b->p + b->n, 0, (size_t)bytes);
+    memset(c->valid.p + c->valid.n, 0, (size_t)n);
+    b->n += bytes;
+    c->valid.n += n;
+    c->rows = row;
+    c->nulls += n;
+    return 1;
+}
+
+/* This row's text, where most rows have none. */
+static int put_seldom(const Decoder *d, Column *c, Str s) {
+    int64_t id;
+    TRY(put_nulls(c, d->at, 0) && put_shared(d, c, s, hash(s, d->seed), &id));
+    return put_valid(c, 1);
+}
+
+/* ---- keys: of one sent twice the last value stands, at the first one's place ---- */
 
 /* What by_type keeps apart: texts, ints, doubles, bools, others. */
 static int group(int kind) { return kind >= TEXT && kind <= DOUBLE ? kind : 0; }
 
-static int same_key(const Kv *a, const Kv *b, int typed) {
-    return a->key.n == b->key.n && (!typed || group(a->kind) == group(b->kind)) && !memcmp(a->key.p, b->key.p, a->key.n);
-}
+static int same(Str a, Str b) { return a.n == b.n && !memcmp(a.p, b.p, a.n); }
 
 static void replace(Kv *first, Kv *later) {
     Str key = first->key;
-    uint64_t h = first->hash;
     *first = *later;
     first->key = key;
-    first->hash = h;
     later->dead = 1;
 }
 
-/* `typed`: keys count as equal only within one group of types. Leaves an index in d->table when `indexed`. */
-static int unique(Decoder *d, Kv *kv, int64_t n, int typed, int indexed) {
-    if (n <= SMALL_LIST && !indexed) {
+static int unique(Decoder *d, Kv *kv, int64_t n) {
+    if (n <= SMALL_LIST) {
         for (int64_t i = 1; i < n; i++)
             for (int64_t j = 0; j < i; j++)
-                if (!kv[j].dead && same_key(&kv[j], &kv[i], typed)) { replace(&kv[j], &kv[i]); break; }
+                if (!kv[j].dead && same(kv[j].key, kv[i].key)) { replace(&kv[j], &kv[i]); break; }
         return 1;
     }
     int64_t size = 64;
@@ -494,13 +668,70 @@ static int unique(Decoder *d, Kv *kv, int64_t n, int typed, int indexed) {
     }
     memset(d->table, 0, (size_t)size * sizeof *d->table);
     for (int64_t i = 0; i < n; i++) {
-        kv[i].hash = hash(kv[i].key, d->seed + (uint64_t)(typed ? group(kv[i].kind) : 0));
-        uint64_t at = kv[i].hash & (uint64_t)(size - 1);
+        uint64_t h = hash(kv[i].key, d->seed), at = h & (uint64_t)(size - 1);
         for (; d->table[at]; at = (at + 1) & (uint64_t)(size - 1)) {
             Kv *other = &kv[d->table[at] - 1];
-            if (other->hash == kv[i].hash && same_key(other, &kv[i], typed)) { replace(other, &kv[i]); break; }
+            if (other->hash == h && same(other->key, kv[i].key)) { replace(other, &kv[i]); other->hash = h; break; }
         }
-        if (!kv[i].dead) d->table[at] = (uint32_t)i + 1;
+        if (kv[i].dead) continue;
+        kv[i].hash = h;
+        d->table[at] = (uint32_t)i + 1;
+    }
+    return 1;
+}
+
+/* The slot of a key of one group of types, empty when it is not known. */
+static Slot *key_slot(Decoder *d, Str text, int group, uint64_t h) {
+    uint64_t mask = (uint64_t)(d->key_slot_room - 1), at = h & mask;
+    for (; d->key_slots[at].id; at = (at + 1) & mask) {
+        const Key *key = &d->keys[d->key_slots[at].id - 1];
+        if (key->hash == h && key->group == group && same(key->text, text)) break;
+    }
+    return &d->key_slots[at];
+}
+
+static int moved_index(const Decoder *d, const Kv *kv);
+
+/* The known key of an attribute, as kv->which; `before` is one more than that of the attribute before it, or 0. */
+static int know_key(Decoder *d, Kv *kv, uint32_t before) {
+    int g = group(kv->kind);
+    uint32_t likely = before ? d->keys[before - 1].next : d->first_key;
+    if (likely && d->keys[likely - 1].group == g && same(d->keys[likely - 1].text, kv->key)) {
+        kv->which = likely - 1;
+        return 1;
+    }
+    if (2 * d->key_count >= d->key_slot_room) TRY(more_slots(&d->key_slots, &d->key_slot_room));
+    uint64_t h = hash(kv->key, d->seed + (uint64_t)g);
+    Slot *slot = key_slot(d, kv->key, g, h);
+    if (!slot->id) {
+        if (d->key_count == d->key_room) {
+            int64_t room = d->key_room ? 2 * d->key_room : 256;
+            Key *keys = realloc(d->keys, (size_t)room * sizeof *keys);
+            TRY(keys);
+            d->keys = keys;
+            d->key_room = room;
+        }
+        d->keys[d->key_count] = (Key){kv->key, h, -1, 0, -1, g, moved_index(d, kv), 0};
+        *slot = (Slot){(uint32_t)h, (uint32_t)++d->key_count};
+    }
+    kv->which = slot->id - 1;
+    *(before ? &d->keys[before - 1].next : &d->first_key) = slot->id;
+    return 1;
+}
+
+/* Of a key sent twice the last value of a group of types stands: the attributes d->kvs[0..n) of the span d->at. */
+static int know_keys(Decoder *d, int64_t n) {
+    if (d->key_count > MANY_KEYS) { /* keys that are made up as they go: nothing to remember */
+        memset(d->key_slots, 0, (size_t)d->key_slot_room * sizeof *d->key_slots);
+        d->key_count = d->first_key = 0;
+    }
+    uint32_t before = 0; /* one more than the key of the attribute before */
+    for (int64_t i = 0; i < n; i++) {
+        TRY(know_key(d, &d->kvs[i], before));
+        before = d->kvs[i].which + 1;
+        Key *key = &d->keys[before - 1];
+        if (key->row == d->at) replace(&d->kvs[key->place], &d->kvs[i]);
+        else { key->row = d->at; key->place = i; }
     }
     return 1;
 }
@@ -616,7 +847,7 @@ static int json_any(Decoder *d, Buf *b, const Kv *value, int depth, int64_t top)
 
 /* The key-values d->kvs[from..to) as one object. */
 static int json_object(Decoder *d, Buf *b, int64_t from, int64_t to, int depth) {
-    TRY(unique(d, d->kvs + from, to - from, 0, 0));
+    TRY(unique(d, d->kvs + from, to - from));
     int first = 1;
     TRY(put_byte(b, '{'));
     for (int64_t i = from; i < to; i++) {
@@ -678,6 +909,7 @@ static int context_named(Decoder *d, Context *x, int which, const char *key, int
 
 static int read_context(Decoder *d, Context *x, Str resource, Str scope, Str resource_url, Str scope_url) {
     memset(x, 0, sizeof *x);
+    for (int i = 0; i < 8; i++) x->id[i] = -1;
     int64_t n = attributes(d, resource, 1, 0), from;
     TRY(n >= 0);
     TRY(context_named(d, x, X_SERVICE, "service.name", n) && context_named(d, x, X_INSTANCE, "service.instance.id", n));
@@ -842,19 +1074,14 @@ static int put_list(Column *c, const Kv *value, int doubles) {
     return fits;
 }
 
-static Kv *other_named(Decoder *d, int64_t n, Str key) {
-    int64_t size = 64;
-    while (size < 2 * n) size *= 2;
-    uint64_t h = hash(key, d->seed), at = h & (uint64_t)(size - 1);
-    for (; d->table[at]; at = (at + 1) & (uint64_t)(size - 1)) {
-        Kv *kv = &d->kvs[d->table[at] - 1];
-        if (kv->hash == h && !group(kv->kind) && kv->key.n == key.n && !memcmp(kv->key.p, key.p, key.n)) return kv;
-    }
-    return NULL;
+/* An attribute of the span d->at whose value is no scalar. */
+static Kv *other_named(Decoder *d, Str text) {
+    uint32_t id = key_slot(d, text, 0, hash(text, d->seed))->id;
+    return id && d->keys[id - 1].row == d->at ? &d->kvs[d->keys[id - 1].place] : NULL;
 }
 
 /* lightning.choice.N.token_ids and .logprobs, N from 0, as the list of choices; what fits no list stays an attribute. */
-static int put_choices(Decoder *d, int64_t n) {
+static int put_choices(Decoder *d) {
     Column *c = d->columns;
     int64_t count = 0;
     for (;; count++) {
@@ -864,7 +1091,7 @@ static int put_choices(Decoder *d, int64_t n) {
         Kv *found[2];
         for (int i = 0; i < 2; i++) {
             int length = snprintf(key, sizeof key, "%.*s%lld.%s", (int)d->choice_prefix.n, (const char *)d->choice_prefix.p, (long long)count, names[i]);
-            found[i] = other_named(d, n, (Str){(const uint8_t *)key, (size_t)length});
+            found[i] = other_named(d, (Str){(const uint8_t *)key, (size_t)length});
         }
         int fits[2] = {0, 0};
         for (int i = 0; i < 2; i++) {
@@ -887,34 +1114,50 @@ static int moved_index(const Decoder *d, const Kv *kv) {
     if (kv->key.n > 63 || (kv->kind != TEXT && kv->kind != INT)) return -1;
     for (int64_t i = d->moved_of_length[kv->key.n]; i < d->moved_count && d->moved[i].key.n == kv->key.n; i++) {
         const Moved *m = &d->moved[i];
-        if (m->is_int == (kv->kind == INT) && !memcmp(m->key.p, kv->key.p, kv->key.n)) return (int)i;
+        if ((m->kind == NUMBER) == (kv->kind == INT) && !memcmp(m->key.p, kv->key.p, kv->key.n)) return (int)i;
     }
     return -1;
 }
 
+static int put_moved(Decoder *d, int which, const Kv *kv) {
+    Column *c = d->columns + C_MOVED + which;
+    if (d->moved[which].kind != NUMBER) return put_seldom(d, c, kv->text);
+    return put_nulls(c, d->at, 1) && put(&c->data, &kv->number, 8) && put_valid(c, 1);
+}
+
+static int put_context(Decoder *d, Context *x, int which) {
+    Column *c = d->columns + C_CONTEXT + which;
+    if (which == X_RESOURCE_ATTRIBUTES || which == X_SCOPE_ATTRIBUTES) c->rows++;
+    else if (!x->has[which]) return 1;
+    else TRY(put_nulls(c, d->at, 0) && put_valid(c, 1));
+    if (c->shared && x->id[which] >= 0) return put_id(c, x->id[which]);
+    return put_shared(d, c, x->text[which], hash(x->text[which], d->seed), &x->id[which]);
+}
+
 static int put_attributes(Decoder *d, int64_t n) {
     Column *c = d->columns;
-    TRY(unique(d, d->kvs, n, 1, 1));
-    memset(d->moved_row, 0, (size_t)d->moved_count * sizeof *d->moved_row);
+    TRY(know_keys(d, n));
     int others = 0;
     for (int64_t i = 0; i < n; i++) others += !d->kvs[i].dead && !group(d->kvs[i].kind);
     if (others) {
-        Kv *prompt = other_named(d, n, d->prompt_key);
+        Kv *prompt = other_named(d, d->prompt_key);
         int fits = prompt ? put_list(c + C_PROMPT_VALUES, prompt, 0) : 0;
         TRY(fits >= 0);
         if (fits) prompt->dead = 1;
-        TRY(put_valid(c + C_PROMPT_IDS, fits) && put_choices(d, n));
+        TRY(put_valid(c + C_PROMPT_IDS, fits) && put_choices(d));
     } else TRY(put_valid(c + C_PROMPT_IDS, 0) && put_valid(c + C_CHOICES, 0) && put_offset(c + C_CHOICES, c[C_CHOICE_IDS].rows));
     TRY(put_offset(c + C_PROMPT_IDS, c[C_PROMPT_VALUES].rows));
     for (int64_t i = 0; i < n; i++) {
         const Kv *kv = &d->kvs[i];
         if (kv->dead) continue;
-        int moved = moved_index(d, kv);
-        if (moved >= 0) { d->moved_row[moved] = kv; continue; }
+        Key *key = &d->keys[kv->which];
+        if (key->moved >= 0) { TRY(put_moved(d, key->moved, kv)); continue; }
         int map = kv->kind == TEXT ? C_MAP_STR : kv->kind == INT ? C_MAP_INT : kv->kind == DOUBLE ? C_MAP_DBL : kv->kind == BOOL ? C_MAP_BOOL : C_MAP_JSON;
-        TRY(put_text(c + map, kv->key));
+        c[map].rows++;
+        if (c[map].shared && key->id >= 0) TRY(put_id(c + map, key->id));
+        else TRY(put_shared(d, c + map, kv->key, key->hash, &key->id));
         switch (map) {
-        case C_MAP_STR: TRY(put_text(c + map + 1, kv->text)); break;
+        case C_MAP_STR: TRY(put_shared_text(d, c + map + 1, kv->text, hash(kv->text, d->seed))); break;
         case C_MAP_INT: TRY(put_i64(c + map + 1, kv->number)); break;
         case C_MAP_DBL: TRY(put_f64(c + map + 1, kv->real)); break;
         case C_MAP_BOOL: TRY(put_u8(c + map + 1, (uint8_t)kv->number)); break;
@@ -927,15 +1170,12 @@ static int put_attributes(Decoder *d, int64_t n) {
         }
     }
     for (int i = 0; i < 5; i++) TRY(put_offset(c + C_MAP_OFFSETS + i, c[C_MAP_STR + 2 * i].rows));
-    for (int64_t i = 0; i < d->moved_count; i++) {
-        const Kv *kv = d->moved_row[i];
-        Column *column = c + C_MOVED + i;
-        if (d->moved[i].is_int) {
-            int64_t number = kv ? kv->number : 0;
-            TRY(put(&column->data, &number, 8) && put_valid(column, kv != NULL));
-        } else TRY(put_text_or_null(column, kv ? kv->text : (Str){0, 0}, kv != NULL));
-    }
     return 1;
+}
+
+/* Have 256 bytes on their way. Any address will do: nothing is read. */
+static inline void ahead(const uint8_t *p, uintptr_t far) {
+    for (uintptr_t i = far; i < far + 256; i += 64) __builtin_prefetch((const void *)((uintptr_t)p + i));
 }
 
 static int tiny(uint64_t v) { return v <= 127 ? (int)v : 0; }
@@ -958,6 +1198,7 @@ static int read_span(Decoder *d, const Row *row) {
         case 8: ONCE(1); end = it.v; break;
         case 9: {
             Kv kv, *place;
+            ahead(it.p, AHEAD); /* the processor does not see in time how far a span goes on */
             TRY(it.wire == 2 && key_value(it.s, &kv) && (place = push_kv(d, &n)));
             *place = kv;
             break;
@@ -992,14 +1233,10 @@ static int read_span(Decoder *d, const Row *row) {
     TRY(put_u64(c + C_SEQ, row->seq) && put_u64(c + C_RECEIVED, row->received) && put_hex(c + C_TRACE, trace) && put_hex(c + C_SPAN, span));
     TRY(put_hex(c + C_PARENT, has_parent ? parent : (Str){0, 0}));
     c[C_PARENT].rows--; /* counted once more by its validity */
-    TRY(put_valid(c + C_PARENT, has_parent) && put_text_or_null(c + C_STATE, state, state.n > 0) && put_u32(c + C_FLAGS, (uint32_t)flags));
-    TRY(put_text(c + C_NAME, name) && put_u8(c + C_KIND, (uint8_t)tiny(kind)) && put_u64(c + C_START, row->start) && put_u64(c + C_END, end));
-    TRY(put_u8(c + C_STATUS, (uint8_t)tiny(code)) && put_text_or_null(c + C_STATUS_MESSAGE, message, message.n > 0));
-    const Context *x = &d->contexts[row->context];
-    for (int i = 0; i < 8; i++) {
-        if (i == X_RESOURCE_ATTRIBUTES || i == X_SCOPE_ATTRIBUTES) TRY(put_text(c + C_CONTEXT + i, x->text[i]));
-        else TRY(put_text_or_null(c + C_CONTEXT + i, x->text[i], x->has[i]));
-    }
+    TRY(put_valid(c + C_PARENT, has_parent) && (!state.n || put_seldom(d, c + C_STATE, state)) && put_u32(c + C_FLAGS, (uint32_t)flags));
+    TRY(put_shared_text(d, c + C_NAME, name, hash(name, d->seed)) && put_u8(c + C_KIND, (uint8_t)tiny(kind)) && put_u64(c + C_START, row->start) && put_u64(c + C_END, end));
+    TRY(put_u8(c + C_STATUS, (uint8_t)tiny(code)) && (!message.n || put_seldom(d, c + C_STATUS_MESSAGE, message)));
+    for (int i = 0; i < 8; i++) TRY(put_context(d, &d->contexts[row->context], i));
     return put_u32(c + C_DROPPED_ATTRIBUTES, (uint32_t)dropped[0]) && put_u32(c + C_DROPPED_EVENTS, (uint32_t)dropped[1]) &&
            put_u32(c + C_DROPPED_LINKS, (uint32_t)dropped[2]);
 }
@@ -1028,8 +1265,21 @@ static int decode(Decoder *d, const Frame *frames, int64_t count) {
     for (size_t i = 0; i < sizeof with_offsets / sizeof *with_offsets; i++) TRY(put_offset(d->columns + with_offsets[i], 0));
     for (int i = 0; i < 8; i++) TRY(put_offset(d->columns + C_CONTEXT + i, 0));
     for (int i = 0; i < 5; i++) TRY(put_offset(d->columns + C_MAP_OFFSETS + i, 0));
-    for (int64_t i = 0; i < d->moved_count; i++) if (!d->moved[i].is_int) TRY(put_offset(d->columns + C_MOVED + i, 0));
-    for (int64_t i = 0; i < d->rows; i++) TRY(read_span(d, &d->row[i]));
+    for (int64_t i = 0; i < d->moved_count; i++) if (d->moved[i].kind != NUMBER) TRY(put_offset(d->columns + C_MOVED + i, 0));
+    static const int shared[] = {C_STATE, C_NAME, C_STATUS_MESSAGE, C_MAP_STR, C_MAP_STR + 1, C_MAP_INT, C_MAP_DBL, C_MAP_BOOL, C_MAP_JSON};
+    int sharing = d->rows <= d->shared_rows;
+    for (size_t i = 0; i < sizeof shared / sizeof *shared; i++) d->columns[shared[i]].shared = sharing;
+    for (int i = 0; i < 8; i++) d->columns[C_CONTEXT + i].shared = sharing;
+    for (int64_t i = 0; i < d->moved_count; i++) d->columns[C_MOVED + i].shared = sharing && d->moved[i].kind == SHARED_TEXT;
+    for (d->at = 0; d->at < d->rows; d->at++) TRY(read_span(d, &d->row[d->at]));
+    for (int64_t i = 0; i < d->column_count; i++) {
+        Column *column = d->columns + i;
+        int is_number = i >= C_MOVED && d->moved[i - C_MOVED].kind == NUMBER;
+        int is_seldom = i >= C_MOVED || i == C_STATE || i == C_STATUS_MESSAGE ||
+                        (i >= C_CONTEXT && i < C_CONTEXT + 8 && i != C_CONTEXT + X_RESOURCE_ATTRIBUTES && i != C_CONTEXT + X_SCOPE_ATTRIBUTES);
+        if (column->shared && !column->count) TRY(stop_sharing(column)); /* nothing but nulls, or no rows */
+        if (is_seldom) TRY(put_nulls(column, d->rows, is_number));
+    }
     for (int64_t i = 0; i < d->column_count; i++) pack_bits(&d->columns[i].valid);
     pack_bits(&d->columns[C_MAP_BOOL + 1].data);
     return 1;
@@ -1040,6 +1290,8 @@ static void free_columns(Column *columns, int64_t count) {
         free(columns[i].data.p);
         free(columns[i].offsets.p);
         free(columns[i].valid.p);
+        free(columns[i].index.p);
+        free(columns[i].slots);
     }
     free(columns);
 }
@@ -1052,8 +1304,10 @@ static Column *take_columns(int64_t count) {
     Column *columns = atomic_exchange(&spare, NULL);
     if (columns && atomic_load(&spare_count) == count) {
         for (int64_t i = 0; i < count; i++) {
-            columns[i].data.n = columns[i].offsets.n = columns[i].valid.n = 0;
-            columns[i].rows = columns[i].nulls = 0;
+            Column *c = columns + i;
+            c->data.n = c->offsets.n = c->valid.n = c->index.n = 0;
+            c->rows = c->nulls = c->count = c->shared = 0;
+            if (c->slots) memset(c->slots, 0, (size_t)c->slot_room * sizeof *c->slots);
         }
         return columns;
     }
@@ -1063,7 +1317,8 @@ static Column *take_columns(int64_t count) {
 
 static void give_columns(Column *columns, int64_t count) {
     int64_t room = 0, before = 0;
-    for (int64_t i = 0; columns && i < count; i++) room += columns[i].data.room + columns[i].offsets.room + columns[i].valid.room;
+    for (int64_t i = 0; columns && i < count; i++) 
+        room += columns[i].data.room + columns[i].offsets.room + columns[i].valid.room + columns[i].index.room + columns[i].slot_room * (int64_t)sizeof(Slot);
     /* One table's shape is all there is in a process; a huge one is not kept. */
     Column *none = NULL;
     int fits = columns && room <= SPARE_BYTES && (atomic_compare_exchange_strong(&spare_count, &before, count) || before == count);
@@ -1080,14 +1335,15 @@ EXPORT void wire_free(Decoder *d) {
 /* Columns of all spans in `frames`, to be freed with wire_free; NULL to let the Python path do it. When slow_doubles
    is not 0 and `written` was NULL, the columns are not complete: write the doubles and call again. */
 EXPORT Decoder *wire_decode(const Frame *frames, int64_t count, const Moved *moved, int64_t moved_count, Str prompt_key,
-                            Str choice_prefix, uint64_t seed, const char *written) {
+                            Str choice_prefix, uint64_t seed, int64_t shared_bytes, int64_t shared_rows, const char *written) {
     Decoder *d = calloc(1, sizeof *d);
     if (!d) return NULL;
     d->column_count = C_MOVED + moved_count;
     d->columns = take_columns(d->column_count);
     d->moved = moved;
     d->moved_count = moved_count;
-    d->moved_row = calloc((size_t)moved_count + 1, sizeof *d->moved_row);
+    d->shared_bytes = shared_bytes;
+    d->shared_rows = shared_rows;
     d->prompt_key = prompt_key;
     d->choice_prefix = choice_prefix;
     d->seed = seed;
@@ -1096,10 +1352,11 @@ EXPORT Decoder *wire_decode(const Frame *frames, int64_t count, const Moved *mov
         while (i > 0 && moved[i - 1].key.n >= (size_t)n) i--;
         d->moved_of_length[n] = (int)i;
     }
-    int done = d->columns && d->moved_row && choice_prefix.n < 100 && decode(d, frames, count);
-    free(d->moved_row);
+    int done = d->columns && choice_prefix.n < 100 && decode(d, frames, count);
     free(d->kvs);
     free(d->table);
+    free(d->keys);
+    free(d->key_slots);
     free(d->row);
     free(d->contexts);
     free(d->texts.p);

@@ -22,6 +22,9 @@ class ServeConfig(Config):
     threads: int = Field(default=1, gt=0, description="torch threads; more than 1 only helps larger models")
     max_batch: int = Field(default=64, gt=0, description="answers generated together")
     window_s: float = Field(default=0.004, ge=0, description="how long a request waits for others to join it")
+    prefix_mib: int = Field(
+        default=256, ge=0, description="keys and values kept of earlier prompts, so that none is read twice"
+    )
     keep_versions: int = Field(default=3, gt=0, description="policy versions kept loaded")
     max_tokens: int = Field(default=512, gt=0, description="answer length where the request sets none")
 

@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import Cache
 
+from otel_lightning.serving.cache import Columns, Prefixes, beginning_with, columns_of, is_plain, joined, new_cache
 from otel_lightning.serving.pool import Pool
 
 TRUNCATING_NONE = (1.0, 0, 0.0)
+LIKE, LIKE_TOKENS = 1.3, 4  # prompts up to this much longer than the shortest are read with it
 
 
 @dataclass(frozen=True)
@@ -67,14 +69,28 @@ class _Row:
 class Engine:
     """Answers prompts; `submit` from any thread."""
 
-    def __init__(self, pool: Pool, *, max_batch: int = 64, window_s: float = 0.004, threads: int = 1) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        max_batch: int = 64,
+        window_s: float = 0.004,
+        threads: int = 1,
+        prefix_bytes: int = 256 << 20,
+    ) -> None:
         self._pool, self._max_batch, self._window_s = pool, max_batch, window_s
         self._inbox: queue.SimpleQueue[_Row | None] = queue.SimpleQueue()
         self._threads = threads
+        self._prefixes = Prefixes(prefix_bytes) if prefix_bytes else None
         self.tokens = 0
         self.batches = 0
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
+
+    @property
+    def reused_tokens(self) -> int:
+        """Tokens of prompts that were not read again."""
+        return self._prefixes.reused_tokens if self._prefixes is not None else 0
 
     def submit(
         self,
@@ -136,26 +152,17 @@ class Engine:
         loaded = self._pool.get(rows[0].version)
         model, stop_ids = loaded.model, loaded.stop_ids
         self.batches += 1
-        longest = max(len(row.prompt_ids) for row in rows)
-        ids = torch.zeros(len(rows), longest, dtype=torch.long)
-        mask = torch.zeros(len(rows), longest, dtype=torch.long)
-        for index, row in enumerate(rows):  # padded on the left, so that all answers begin in one column
-            ids[index, longest - len(row.prompt_ids) :] = torch.tensor(row.prompt_ids)
-            mask[index, longest - len(row.prompt_ids) :] = 1
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        cache = DynamicCache(config=model.config)
-        rows = list(rows)
-        while rows:
-            logits = model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
+        rows, cache, mask, logits = self._read(model, rows)
+        positions = mask.sum(-1, keepdim=True) - 1
+        while True:
             sampled = self._sample(rows, logits.float())
-            keep = [index for index, row in enumerate(rows) if not self._finish(row, stop_ids, loaded)]
+            keep = []
+            for index, row in enumerate(rows):
+                if not self._finish(row, stop_ids, loaded):
+                    keep.append(index)
+                elif self._prefixes is not None and is_plain(cache):
+                    ids = (*row.prompt_ids, *row.answer.ids[:-1])  # the last one was sampled, not read
+                    self._prefixes.keep(row.version, ids, columns_of(cache, index, mask[index]))
             if not keep:
                 return
             if len(keep) < len(rows):
@@ -163,9 +170,35 @@ class Engine:
                 cache.batch_select_indices(chosen)
                 mask, positions, sampled = mask[chosen], positions[chosen], sampled[chosen]
                 rows = [rows[index] for index in keep]
-            ids = sampled[:, None]
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
-            positions = positions[:, -1:] + 1
+            positions = positions + 1
+            logits = _forward(model, sampled[:, None], mask, positions, cache)
+
+    def _read(self, model: Any, rows: list[_Row]) -> tuple[list[_Row], Cache, torch.Tensor, torch.Tensor]:
+        """Read all prompts: (rows in a new order, cache, mask (B, T), logits (B, V)).
+
+        What was read before is taken from there; rows with as much left to read go together. They are padded on the left,
+        so that all answers begin in one column.
+        """
+        empty = new_cache(model.config)
+        plain = is_plain(empty)
+        left: list[_Left] = []
+        for row in rows:
+            known = (
+                self._prefixes.longest(row.version, row.prompt_ids) if self._prefixes is not None and plain else None
+            )
+            left.append((len(row.prompt_ids) - (0 if known is None else known[0][0].shape[1]), row, known))
+        left.sort(key=lambda item: item[0])
+        parts: list[list[_Left]] = []
+        for item in left:
+            if parts and (not plain or item[0] <= LIKE * parts[-1][0][0] + LIKE_TOKENS):
+                parts[-1].append(item)
+            else:
+                parts.append([item])
+        caches, masks, logits = zip(*(_read_part(model, part) for part in parts), strict=True)
+        longest = max(mask.shape[1] for mask in masks)
+        mask = torch.cat([torch.nn.functional.pad(mask, (longest - mask.shape[1], 0)) for mask in masks])
+        return [row for _, row, _ in left], joined(caches), mask, torch.cat(logits)
 
     def _sample(self, rows: list[_Row], logits: torch.Tensor) -> torch.Tensor:
         """One token a row, (B,); appends id and log-probability to each row's answer."""
@@ -211,6 +244,36 @@ class Engine:
         if not row.future.done():
             row.future.set_result(answer)
         return True
+
+
+# How many tokens of a prompt are left to read, and what is known of those before.
+_Left = tuple[int, _Row, Columns | None]
+
+
+def _read_part(model: Any, part: list[_Left]) -> tuple[Cache, torch.Tensor, torch.Tensor]:
+    """Read what is left of prompts, about as much of each: (cache, mask (B, T), logits (B, V))."""
+    new, known = part[-1][0], max(len(row.prompt_ids) - length for length, row, _ in part)
+    ids = torch.zeros(len(part), new, dtype=torch.long)
+    mask = torch.zeros(len(part), known + new, dtype=torch.long)
+    for index, (length, row, _) in enumerate(part):
+        ids[index, new - length :] = torch.tensor(row.prompt_ids[-length:])
+        mask[index, known - (len(row.prompt_ids) - length) : known] = 1
+        mask[index, known + new - length :] = 1
+    cache = beginning_with([columns for _, _, columns in part], known) if known else new_cache(model.config)
+    positions = (mask.cumsum(-1)[:, known:] - 1).clamp(min=0)
+    return cache, mask, _forward(model, ids, mask, positions, cache)
+
+
+def _forward(model: Any, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
+    """Logits (B, V) after the last of these tokens."""
+    return model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
 
 
 def _truncate(probabilities: torch.Tensor, sampling: Sampling) -> torch.Tensor:

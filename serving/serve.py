@@ -38,7 +38,13 @@ def serve(config: ServeConfig) -> int:
     listener = bind(address)
     endpoint = config.otlp or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None
     records = Records(endpoint)
-    engine = Engine(pool, max_batch=config.max_batch, window_s=config.window_s, threads=config.threads)
+    engine = Engine(
+        pool,
+        max_batch=config.max_batch,
+        window_s=config.window_s,
+        threads=config.threads,
+        prefix_bytes=config.prefix_mib << 20,
+    )
     token = config.token.get_secret_value() if config.token else None
     application = Application(Chat(pool, engine, records, config.max_tokens), pool, engine, records, token)
     server = uvicorn.Server(

@@ -105,6 +105,7 @@ class Application:
                 f"lightning_serve_calls_total {self._chat.calls}\n"
                 f"lightning_serve_tokens_total {self._engine.tokens}\n"
                 f"lightning_serve_batches_total {self._engine.batches}\n"
+                f"lightning_serve_prompt_tokens_reused_total {self._engine.reused_tokens}\n"
                 f"lightning_serve_records_total {self._records.emitted}\n"
                 f"lightning_serve_records_lost_total {self._records.lost}\n"
             )

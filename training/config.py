@@ -110,6 +110,11 @@ class GateConfig(Config):
     margin: float = Field(default=0.03, ge=0)
     deadline_s: float = Field(default=300.0, gt=0)
     settle_s: float = 0.6
+    reuse: bool = Field(
+        default=False,
+        description="take current's outcomes from the gate that promoted it, when that had this command, these tasks and "
+        "this seed; right only while the agent and its world have not changed since",
+    )
 
 
 class TrainConfig(Config):

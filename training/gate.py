@@ -6,11 +6,13 @@ margin: say how many are needed and do not decide. Outcomes are read from the la
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,7 +31,10 @@ Z95 = 1.96
 
 @dataclass(frozen=True)
 class Verdict:
-    """gate.json: what was compared, over how many paired tasks, and what follows."""
+    """gate.json: what was compared, over how many paired tasks, and what follows.
+
+    `basis` is the hash of command, tasks and seed; `rollouts` begins the id of every rollout that was played for it.
+    """
 
     kind: str
     champion: str
@@ -44,6 +49,8 @@ class Verdict:
     verdict: Literal["promote", "refuse", "undecided"]
     reason: str
     missing: int
+    basis: str
+    rollouts: str
 
 
 def decide(
@@ -76,29 +83,20 @@ def run_gate(lake: Path, candidate: str, config: GateConfig, transform: Transfor
     if champion is None:
         raise LightningError("there is no current policy to compare with; promote one with lightning-policy promote")
     tasks = read_tasks(config.tasks)
-    session = secrets.token_hex(4)
-    planned = {
-        version: [
-            Task(
-                rollout_id=f"gate-{session}-{version}-{index:05d}",
-                task_id=task["task_id"],
-                group_id=f"gate-{session}-{version}-{task['task_id']}",
-                split="eval",
-                policy=version,
-                temperature=0.0,
-                seed=seed,
-                task=task,
-            )
-            for index, task in enumerate(tasks)
-        ]
-        for version in (champion, candidate)
-    }
+    basis = hashlib.sha256(json.dumps([config.command, tasks, seed], sort_keys=True).encode()).hexdigest()
+    rollouts = f"gate-{secrets.token_hex(4)}"
+    planned = {version: _plan(rollouts, version, tasks, seed) for version in (champion, candidate)}
+    played = [planned[champion], planned[candidate]]
+    if config.reuse and (earlier := _played(policies, champion, basis)):
+        planned[champion] = _plan(earlier, champion, tasks, seed)
+        played = [planned[candidate]]
     with (
         Driver(config.command, serve=config.serve, collect=config.collect, settle_s=config.settle_s) as driver,
-        progress(f"gate {candidate} against {champion}", 2 * len(tasks)) as bar,
+        progress(f"gate {candidate} against {champion}", sum(map(len, played))) as bar,
     ):
-        for version in (champion, candidate):
-            driver.run(planned[version], config.deadline_s, lambda _: bar.advance())
+        # Side by side, so that whatever disturbs the machine or the agent's world meanwhile disturbs both alike.
+        side_by_side = [task for pair in zip(*played, strict=True) for task in pair]
+        driver.run(side_by_side, config.deadline_s * len(played), lambda _: bar.advance())
         driver.flush()
     run_transform(lake, transform)
     outcomes = read_outcomes(lake, [task.rollout_id for tasks in planned.values() for task in tasks])
@@ -125,11 +123,35 @@ def run_gate(lake: Path, candidate: str, config: GateConfig, transform: Transfor
         verdict=verdict,  # type: ignore[arg-type]
         reason=reason,
         missing=len(tasks) - len(pairs),
+        basis=basis,
+        rollouts=rollouts,
     )
     policies.write_gate(candidate, asdict(result))
     if verdict == "promote":
         policies.point("current", candidate, who="gate", why=reason)
     return result
+
+
+def _played(policies: Policies, version: str, basis: str) -> str | None:
+    """Where a version was played before on this very basis: how those rollouts' ids begin. None: nowhere."""
+    gate = policies.get(version).gate
+    return gate["rollouts"] if gate is not None and gate.get("basis") == basis and not gate["missing"] else None
+
+
+def _plan(begin: str, version: str, tasks: list[dict[str, Any]], seed: int) -> list[Task]:
+    return [
+        Task(
+            rollout_id=f"{begin}-{version}-{index:05d}",
+            task_id=task["task_id"],
+            group_id=f"{begin}-{version}-{task['task_id']}",
+            split="eval",
+            policy=version,
+            temperature=0.0,
+            seed=seed,
+            task=task,
+        )
+        for index, task in enumerate(tasks)
+    ]
 
 
 def read_outcomes(lake: Path, rollout_ids: list[str]) -> dict[str, float]:

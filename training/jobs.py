@@ -18,6 +18,7 @@ from otel_lightning.app.progress import progress
 from otel_lightning.store.policies import Policies
 from otel_lightning.training import checkpoint, models
 from otel_lightning.training.config import RolloutsConfig, TrainConfig, resolved
+from otel_lightning.training.curriculum import choose, fresh, remember_unsolved
 from otel_lightning.training.data import Dataset, Row, read_lake, read_messages
 from otel_lightning.training.driver import Driver, Task, read_tasks
 from otel_lightning.training.gate import read_outcomes, run_gate
@@ -145,7 +146,7 @@ def _online(job: Job, rollouts: RolloutsConfig) -> None:
     policies = Policies(lake / "policies")
     identity = _identity(config, [])
     first = _resume(job, identity)
-    state: dict[str, Any] = {"identity": identity, "rounds": [], "next_task": 0, "unsolved": []}
+    state: dict[str, Any] = {"identity": identity, "rounds": [], **fresh()}
     saved = checkpoint.newest(job.run.checkpoints)
     if saved is not None and first:
         state = json.loads((saved / "state.json").read_text(encoding="utf-8"))
@@ -159,7 +160,7 @@ def _online(job: Job, rollouts: RolloutsConfig) -> None:
     ):
         bar.advance(first)
         for number in range(first, rollouts.rounds):
-            chosen = _choose(job.config.seed, rollouts, len(tasks), number, state)
+            chosen = choose(job.config.seed, rollouts, len(tasks), number, state)
             round_tasks = _round_tasks(job, rollouts, tasks, chosen, number, session)
             outcomes = driver.run(round_tasks, rollouts.round_deadline_s)
             driver.flush()
@@ -181,7 +182,7 @@ def _online(job: Job, rollouts: RolloutsConfig) -> None:
                 numbers |= {"round": number, "outcome": float(np.mean(list(truths.values())))}
                 job.run.metrics(step, numbers)
                 job.run.trained(step, rows)
-            _remember_unsolved(rollouts, chosen, round_tasks, truths, state)
+            remember_unsolved(rollouts, chosen, [truths.get(rollout_id) for rollout_id in ids], state)
             state["rounds"].append(
                 {"round": number, "rollouts": len(ids), "missing": sum(o.status == "timeout" for o in outcomes)}
             )
@@ -193,32 +194,6 @@ def _online(job: Job, rollouts: RolloutsConfig) -> None:
     candidate = policies.pointer("candidate")
     assert candidate is not None
     _gate(job, candidate)
-
-
-def _choose(seed: int, rollouts: RolloutsConfig, tasks: int, number: int, state: dict[str, Any]) -> list[int]:
-    """Indexes of a round's tasks: some of those not solved yet, then the next of a seeded permutation.
-
-    Tasks that a policy still fails are where it can learn; solved ones have equal rewards and no gradient. Prioritised
-    replay of levels: Jiang et al., 2021, arXiv 2010.03934.
-    """
-    unsolved = state["unsolved"]
-    again = min(len(unsolved), int(rollouts.revisit * rollouts.tasks_per_round))
-    chosen = [unsolved[index] for index in np.random.default_rng([seed, number]).permutation(len(unsolved))[:again]]
-    while len(chosen) < rollouts.tasks_per_round:
-        epoch, place = divmod(state["next_task"], tasks)
-        index = int(np.random.default_rng([seed, epoch]).permutation(tasks)[place])
-        state["next_task"] += 1
-        if index not in chosen:
-            chosen.append(index)
-    return chosen
-
-
-def _remember_unsolved(
-    rollouts: RolloutsConfig, chosen: list[int], planned: list[Task], truths: dict[str, float], state: dict[str, Any]
-) -> None:
-    outcomes = np.array([truths.get(task.rollout_id, -np.inf) for task in planned]).reshape(len(chosen), -1)
-    failed = {index for index, of_task in zip(chosen, outcomes, strict=True) if of_task.min() < rollouts.solved}
-    state["unsolved"] = sorted((set(state["unsolved"]) - set(chosen)) | failed)
 
 
 def _round_tasks(

@@ -3,7 +3,7 @@
 It speaks the worker protocol (a task a line in, a result a line out) and knows the loop; the bots it starts do not. They
 run under `lightning-instrument` and get what every bot has: a base URL, a model name, a conversation id.
 
-    --langchain-share 0.3   share of the rollouts of split train that the LangChain bot plays; it plays all others
+    --langchain-share 0.27  share of the rollouts of split train that the LangChain bot plays; it plays all others
     --permute               negative control: outcomes of `train` rollouts are dealt out anew among them before sending
 """
 
@@ -197,7 +197,7 @@ class Desk:
 async def main() -> int:
     """Serve tasks from standard input until it closes."""
     parser = argparse.ArgumentParser(description="Drive the support bots over tasks from standard input.")
-    parser.add_argument("--langchain-share", type=float, default=0.3)
+    parser.add_argument("--langchain-share", type=float, default=0.27)
     parser.add_argument("--permute", action="store_true")
     parser.add_argument("--bots-otlp", default=None, help="where the bots export to, if not where the driver does")
     options = parser.parse_args()

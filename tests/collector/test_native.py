@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from wire_noise import Request, nested
 
 from otel_lightning.app.errors import SenderError
-from otel_lightning.collector import native
+from otel_lightning.collector import native, parquet
 from otel_lightning.collector.check import check_protobuf
 from otel_lightning.collector.decode import spans_in_python
 from otel_lightning.collector.parquet import parquet_bytes
 from otel_lightning.collector.recovery import Origin
-from otel_lightning.collector.wal import Frame
+from otel_lightning.collector.schema import SHARED
+from otel_lightning.collector.wal import Frame, encode_frames
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -73,6 +75,7 @@ def test_every_captured_payload_is_plain_and_decodes_the_same(monkeypatch: pytes
         body = path.read_bytes()
         rows = native.span_count(body)
         assert rows is not None, f"{path} is not plain"
+        assert native.check(body) == (rows, google_crc32c.value(body))
         assert checked_by_python(body, monkeypatch) == (rows, 0, body)
         bodies.append((body, rows))
     assert sum(rows for _, rows in bodies) > 1000
@@ -175,7 +178,49 @@ def test_a_hundred_thousand_attributes_take_linear_time() -> None:
     for number in range(100_000):
         span.attributes.add(key=f"key.{number % 90_000}").value.int_value = number
         span.attributes.add(key="lightning.choice.0.token_ids").value.array_value.SetInParent()
-    assert_same_table(framed([(request.SerializeToString(), 1)]))
+    for number in range(3):  # what was known of so many keys is forgotten, and all is as before
+        after = request.resource_spans[0].scope_spans[0].spans.add(trace_id=b"\3" * 16, span_id=b"\2" * 8)
+        after.attributes.add(key=f"key.{number}").value.string_value = "here"
+        after.attributes.add(key="key.0").value.int_value = 5
+        after.attributes.add(key="lightning.choice.0.token_ids").value.array_value.SetInParent()
+    assert_same_table(framed([(request.SerializeToString(), 4)]))
+
+
+@needs_library
+@pytest.mark.parametrize(("dictionary_bytes", "rows"), [(1, 1 << 16), (200, 1 << 16), (5_000, 1 << 16), (8 << 20, 30)])
+def test_columns_that_outgrow_their_dictionary_are_the_same(
+    dictionary_bytes: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where Parquet gives up its dictionary in mid-column, and where a table has more than one group of rows."""
+    for module in (native, parquet):
+        monkeypatch.setattr(module, "DICTIONARY_BYTES", dictionary_bytes)
+        monkeypatch.setattr(module, "ROW_GROUP_ROWS", rows)
+    for first in range(0, SEEDS // 8, BATCH):
+        bodies = [Request(seed).body() for seed in range(first, first + BATCH)]
+        assert_same_table(framed([(body, native.span_count(body) or 0) for body in bodies]))
+
+
+@needs_library
+def test_texts_of_every_length_are_shared_only_with_their_equals() -> None:
+    chance = random.Random(5)
+    request = ExportTraceServiceRequest()
+    spans = request.resource_spans.add().scope_spans.add().spans
+    for number in range(400):
+        span = spans.add(trace_id=b"\1" * 16, span_id=number.to_bytes(8, "big"), start_time_unix_nano=number)
+        text = "".join(chance.choices("ab", k=number % 200))
+        for place in range(6):  # equal but for one letter, anywhere
+            at = chance.randrange(len(text) + 1)
+            span.attributes.add(key=f"key.{place}").value.string_value = (
+                text[:at] + chance.choice("abc") + text[at + 1 :]
+            )
+    spans[0].span_id = b"\1" * 8
+    frames = framed([(request.SerializeToString(), 400)])
+    assert_same_table(frames)
+    table = native.spans_table(frames, COLLECTOR)
+    assert table is not None and table.schema.field("name").type == SHARED
+    assert len(table["attributes_str"].chunk(0).items.dictionary) == len(
+        {text for row in table["attributes_str"].to_pylist() for _, text in row}
+    )
 
 
 @needs_library
@@ -185,6 +230,21 @@ def test_checksums_are_googles_at_every_length_and_place(kind: Any) -> None:
     for length in (*range(40), 2047, 6143, 6144, 6145, 12_288, 12_300, 70_000):
         assert native.crc32c(kind(data[:length])) == google_crc32c.value(data[:length])
         assert native.crc32c(kind(data[length:]), native.crc32c(data[:length])) == google_crc32c.value(data)
+        parts = google_crc32c.value(data[:length]), google_crc32c.value(data[length:])
+        assert native.crc32c_behind(*parts, len(data) - length) == google_crc32c.value(data)
+
+
+@needs_library
+def test_a_frame_whose_checksum_was_found_on_the_way_is_the_same() -> None:
+    for path in sorted(FIXTURES.rglob("*traces*.pb")):
+        accepted = check_protobuf("spans", path.read_bytes())
+        with_checksum, without = (
+            encode_frames([Frame("spans", 10**18, 7, accepted.rows, accepted.body, crc)], b"\7" * 8)
+            for crc in (accepted.crc, None)
+        )
+        assert accepted.crc is not None and with_checksum == without
+        assert replace(accepted, body=accepted.body + b"").crc == accepted.crc
+        assert replace(accepted, body=bytes(len(accepted.body))).crc is None, "what was redacted has another checksum"
 
 
 def test_without_the_library_python_decodes() -> None:

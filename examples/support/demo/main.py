@@ -223,11 +223,9 @@ def _play(demo: Demo, stack: ExitStack, options: argparse.Namespace) -> None:
         driver += f" --bots-otlp {options.bots_otlp}"
     transform = _transform()
 
-    def play(name: str, driven: list[tuple[str, list[Task]]]) -> None:
-        with Driver(driver, serve=serve, collect=collect) as running:
-            for what, tasks in driven:
-                with progress(what, len(tasks)) as bar:
-                    running.run(tasks, 600.0, lambda _, bar=bar: bar.advance())
+    def play(what: str, tasks: list[Task]) -> None:
+        with Driver(driver, serve=serve, collect=collect) as running, progress(what, len(tasks)) as bar:
+            running.run(tasks, 600.0, lambda _: bar.advance())
             running.flush()
         run_transform(demo.lake, transform)
         _require_agents(demo)
@@ -235,17 +233,16 @@ def _play(demo: Demo, stack: ExitStack, options: argparse.Namespace) -> None:
     def measure(stage: str) -> None:
         version = Policies(demo.lake / "policies").get("current").version
         with demo.stage(stage):
-            play(
-                stage,
-                [
-                    (f"{stage} {decoding}", _test_tasks(demo, stage, decoding, temperature, version))
-                    for decoding, temperature in (("greedy", 0.0), ("sampled", 1.0))
-                ],
+            greedy, sampled = (
+                _test_tasks(demo, stage, decoding, temperature, version)
+                for decoding, temperature in (("greedy", 0.0), ("sampled", 1.0))
             )
+            # Side by side: each temperature has a bot of its own, and one alone leaves a core idle.
+            play(f"{stage}, greedy and sampled", [task for pair in zip(greedy, sampled, strict=True) for task in pair])
 
     measure("before")
     with demo.stage("log"):
-        play("log", [("logged episodes", _log_tasks(demo))])
+        play("logged episodes", _log_tasks(demo))
     servers = {"serve": serve, "collect": collect, "command": driver}
     gate = {f"gate.{key}": value for key, value in {**servers, "tasks": demo.folder / "tasks" / "eval.jsonl"}.items()}
     common = {"data.lake": demo.lake, "seed": demo.seed, **gate}
