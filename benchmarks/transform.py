@@ -209,6 +209,21 @@ def peer(lake: Path, made: dict[str, Any]) -> dict[str, Any]:
         with open(path, "w") as file:
             for number, span in enumerate(spans):
                 file.write(json.dumps(_as_agentlightning(span, calls.get((span[0], span[1])), number)) + "\n")
+                if span[2] is None:  # its root is rewarded by a span of its own below, as emit_reward makes it
+                    given = {"agentlightning.reward.0.name": "reward", "agentlightning.reward.0.value": 1.0}
+                    annotation = (
+                        span[0],
+                        f"{number:016x}",
+                        span[1],
+                        "agentlightning.annotation",
+                        0,
+                        span[6],
+                        span[6],
+                        given,
+                        None,
+                        None,
+                    )
+                    file.write(json.dumps(_as_agentlightning(annotation, None, number)) + "\n")
         done = subprocess.run(
             [str(python), str(Path(__file__).parent / "peers" / "triplets.py"), str(path)], capture_output=True, text=True,
             env=os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"},
@@ -235,8 +250,6 @@ def _as_agentlightning(span: tuple[Any, ...], call: tuple[Any, ...] | None, numb
         attributes["gen_ai.response.id"] = call[2] or span_id
         if prompt_ids:
             attributes |= {"prompt_token_ids": prompt_ids, "response_token_ids": choices[0]["token_ids"]}
-    elif parent is None:
-        attributes |= {"agentlightning.reward.0.name": "reward", "agentlightning.reward.0.value": 1.0}
     return {
         "rollout_id": trace, "attempt_id": "a", "sequence_id": number, "trace_id": trace, "span_id": span_id, "parent_id": parent,
         "name": name, "status": {"status_code": {1: "OK", 2: "ERROR"}.get(status, "UNSET"), "description": None},
