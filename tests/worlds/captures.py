@@ -14,6 +14,7 @@ import duckdb
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+from sql_files import ENGINE_TABLES
 
 from otel_lightning.collector.decode import decode
 from otel_lightning.collector.wal import Frame
@@ -45,6 +46,19 @@ def frames(
                 number = len(found)
                 found.append(Frame(signal, 10**18, number * ROWS_A_FRAME, ROWS_A_FRAME, request.SerializeToString()))
     return found
+
+
+def owners(captures: Iterable[str]) -> dict[str, str]:
+    """Which of some captures each trace is from."""
+    return {
+        sent.trace_id.hex(): capture
+        for capture in captures
+        for frame in frames([capture])
+        if frame.signal == "spans"
+        for resource in ExportTraceServiceRequest.FromString(bytes(frame.body)).resource_spans
+        for scope in resource.scope_spans
+        for sent in scope.spans
+    }
 
 
 def span(
@@ -115,7 +129,8 @@ def transformed(
         connection.execute(f"create temp table {signal} as select * from rows")
         connection.unregister("rows")
     settings = TransformConfig.model_validate(config or {})
-    run._define_prices(connection, settings)
+    for table, columns in ENGINE_TABLES.items():
+        connection.execute(f"create temp table {table} ({columns})")
     parameters = run._parameters(settings, NOW, "recipe")
     for step in steps.steps("broadcast"):
         steps.create(connection, step, parameters)
