@@ -339,8 +339,9 @@ def test_a_wrong_choice_of_what_to_run_on_costs_one_line(
     derived: Derived, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     assert main(["run", "--lake", str(derived.lake), *arguments]) == 1
-    said = capsys.readouterr().err
-    assert words in said and len(said.strip().splitlines()) == 1, said
+    # On a slow machine the run has told how far it was.
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("transform: ")]
+    assert len(said) == 1 and words in said[0], said
 
 
 @pytest.mark.parametrize("command", [[], ["watch"], ["export"], ["run"], ["sql"], ["show"]])

@@ -102,6 +102,7 @@ def test_every_sampled_token_is_trained_once_or_known_to_be_left_out(seed: int) 
         for call in calls
         for choice, ids in enumerate(call["response_ids"] or [])
     }
+    call_of = {(call["span_id"], call["rollout_id"]): call for call in calls}
     credit = {(row["span_id"], row["rollout_id"], row["choice"]): row for row in credits}
     trained: dict[Any, int] = {}
     seen = set()
@@ -111,6 +112,9 @@ def test_every_sampled_token_is_trained_once_or_known_to_be_left_out(seed: int) 
         length = len(row["token_ids"])
         assert [len(row[name]) for name in ("loss_mask", "logprobs", "advantages")] == [length] * 3
         mask, advantages = [0] * length, [0.0] * length
+        # What was sampled in another way, or read a history that was tokenised anew, continues nothing.
+        members = [call_of[sample["span_id"], sequence["rollout_id"]] for sample in sequence["samples"]]
+        assert len({call["temperature"] for call in members}) == 1 and not any(call["flags"] for call in members[1:])
         for sample in sequence["samples"]:
             key = (sample["span_id"], sequence["rollout_id"], sample["choice"])
             seen.add(key)

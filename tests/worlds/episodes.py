@@ -454,13 +454,13 @@ def corrected(w: Writer) -> None:
 
 
 def tiny_rewards(w: Writer) -> None:
-    """A dozen episodes whose rewards a double forgets beside a large one."""
-    for nth in range(12):
+    """Sixteen episodes whose rewards a double forgets beside a large one, and remembers before it."""
+    for nth in range(16):
         root = w.new_span()
         call = w.call(root, w.ask(), trace=w.trace(nth))
         w.root(span_id=root, trace=w.trace(nth))
-        w.reward(0.000000004, Target("trace", w.trace(nth)), trace=w.trace(nth), span=root)
-        w.credited(0.000000004, call, trace=w.trace(nth))
+        w.reward(0.000000007, Target("trace", w.trace(nth)), trace=w.trace(nth), span=root)
+        w.credited(0.000000007, call, trace=w.trace(nth))
 
 
 def many_rewards(w: Writer) -> None:
@@ -479,6 +479,16 @@ def many_rewards(w: Writer) -> None:
             **{"lightning.reward.identifier": f"{number}"},
         )
     w.credited(99999999.90000008, call)
+
+
+def about_nothing(w: Writer) -> None:
+    """Rewards that say of nothing what they are about: each stands for itself, on nothing."""
+    root = w.new_span()
+    call = w.call(root, w.ask())
+    w.root(span_id=root)
+    for _ in range(2):
+        w.reward(w.score(), Target(reason="target_not_found"))
+    w.credited(None, call)
 
 
 def undated(w: Writer) -> None:
@@ -761,16 +771,18 @@ def anything(w: Writer) -> None:
 
 KINDS: tuple[Callable[[Writer], None], ...] = (
     plain, failed_then_right, cycle, deep, wide, not_numbers, times, copies, nasty_strings, session, linked, late_feedback,
-    corrected, tiny_rewards, many_rewards, undated, parallel_agents, several_answers, judged, attempts, served, doubles, tools, orphans, bare_calls, inline,
+    corrected, tiny_rewards, many_rewards, about_nothing, undated, parallel_agents, several_answers, judged, attempts, served, doubles, tools, orphans, bare_calls, inline,
     reused_response_id, announced, two_names, counted, anything, anything,
 )  # fmt: skip
 
 
-def generated(count: int, seed: int) -> list[Episode]:
-    """`count` episodes, every kind in turn."""
+def generated(
+    count: int, seed: int, kinds: tuple[Callable[[Writer], None], ...] = KINDS, first: int = 0
+) -> list[Episode]:
+    """`count` episodes, every kind in turn, numbered from `first`."""
     episodes = []
-    for number in range(count):
-        kind = KINDS[number % len(KINDS)]
+    for number in range(first, first + count):
+        kind = kinds[number % len(kinds)]
         writer = Writer(kind.__name__, number, random.Random(f"{seed}/{number}"))
         kind(writer)
         episodes.append(writer.episode)

@@ -68,7 +68,8 @@ select
     list_has_any(map_keys(spans.attributes_str), ['evaluation.name', 'annotation.name', 'agentlightning.reward.0.name'])
         or coalesce(spans.attributes_str['agentops.task.output'], spans.attributes_str['agentops.entity.output'], '')
             like '%"type"%"reward"%'
-        or len(list_filter(map_keys(spans.attributes_str), lambda k: k ~ '^((trace|session)\.)?(evaluations|annotations)\.')) > 0
+        -- `~` means the whole text in DuckDB 1.5 and a part of it in 2.0.
+        or len(list_filter(map_keys(spans.attributes_str), lambda k: regexp_matches(k, '^((trace|session)\.)?(evaluations|annotations)\.'))) > 0
         as carries_evaluation,
     case when spans.capture is not null then 'capture' else coalesce(claims.span_kind, 'other') end as span_kind,
     claims.convention,

@@ -260,12 +260,13 @@ placed as (
 standing as (
     select
         *,
-        -- The latest by the sender's time stands; equal targets as stated, names, sources and identifiers compete.
+        -- The latest by the sender's time stands; equal targets as stated, names, sources and identifiers compete. What
+        -- states no target at all competes with nothing: it might be about anything.
         first_value(reward_id) over (
             partition by rollout_id, widen, target_trace_id, target_span_id, target_response_id, target_tool_call_id, target_choice,
                 target_attribute, target_attribute_value, target_rollout_id, target_attempt, response_id, tool_call_id,
                 context_trace_id, context_span_id, target_session_id, resource_rollout_id,
-                name, source, identifier
+                name, source, identifier, case when stated is null then reward_id end
             order by emitted_unix_nano desc, reward_id desc
         ) as winner
     from placed
