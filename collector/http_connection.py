@@ -7,7 +7,7 @@ connection are answered in order. What a request means is the application's busi
     application.handle(request, reply)  the body is in: call reply(Response) once, from the loop's thread
 
 Senders repeat their headers letter for letter, but for the body's length. What was parsed of a plain POST is kept with its
-bytes, and when the same bytes come again the parser is not asked. That, too, is a third of what a small request cost.
+bytes, and when the same bytes come again the parser is not asked.
 
 A body whose length is declared is received straight into memory that the connection keeps for its next body:
 no pieces, no copies. That took the cost of receiving 450 KB from 0.5 ms of CPU time to less than 0.2.

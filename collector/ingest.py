@@ -41,11 +41,11 @@ class Limits:
     """When segments are sealed and when requests are refused."""
 
     roll_bytes: int = 32 << 20
-    roll_rows: int = 64 * 1024  # as many as Parquet keeps together: one table, and one dictionary a column
     roll_s: float = 5.0
     queued_bytes: int = 256 << 20
     pending_bytes: int = 1 << 30
     reserve_bytes: int = 64 << 20
+    roll_rows: int = 64 * 1024  # as many as Parquet keeps together: one table, and one dictionary a column
 
 
 @dataclass
@@ -270,7 +270,7 @@ class Ingest:
         began = self._wal.began_unix_nano
         rows = self._wal.rows_in_segment + sum(request.rows for request, _, _ in batch)
         if began is not None and (_day(began) != _day(now) or rows > self.limits.roll_rows):
-            self._seal()  # a segment's rows all lie under one ingest day
+            self._seal()  # a segment's rows all lie under one ingest day, and in one table
         frames: list[Frame] = []
         for request, _, _ in batch:
             frames.append(Frame(request.signal, now, seq, request.rows, request.body, request.crc))

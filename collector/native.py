@@ -91,7 +91,7 @@ def _load(path: Path = LIBRARY) -> Any:
     if os.environ.get(VARIABLE) == "python":
         return None
     try:
-        library = ctypes.CDLL(str(path))
+        library: Any = ctypes.CDLL(str(path))
         if library.wire_abi() != ABI:
             return None
     except (OSError, AttributeError):

@@ -71,7 +71,8 @@ def parquet_bytes(table: pa.Table, origin: Origin, compression_level: int = 1) -
     brought = {key.decode(): value for key, value in (table.schema.metadata or {}).items()}
     said = {**brought, **named}
     # As `store_schema` writes it, but for the texts that came as dictionaries: readers get them as texts.
-    stored = _with_texts(table.schema).with_metadata(said).serialize()
+    plain = table.schema.remove_metadata()  # with it, a schema cannot be looked up in older Arrow
+    stored = _with_texts(plain).with_metadata(said).serialize()
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink,
@@ -80,9 +81,9 @@ def parquet_bytes(table: pa.Table, origin: Origin, compression_level: int = 1) -
         compression_level=compression_level,
         data_page_size=PAGE_BYTES,
         write_page_checksum=True,
-        use_dictionary=_with_dictionary(table.schema),  # type: ignore[arg-type]
+        use_dictionary=_with_dictionary(plain),  # type: ignore[arg-type]
         dictionary_pagesize_limit=DICTIONARY_BYTES,
-        write_statistics=_with_statistics(table.schema),  # type: ignore[arg-type]
+        write_statistics=_with_statistics(plain),  # type: ignore[arg-type]
         store_schema=False,
     ) as writer:
         writer.write_table(table, ROW_GROUP_ROWS)

@@ -104,8 +104,9 @@ class RealDisk:
         with open(path, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             if size > len(self._lent):
-                # Not a bytearray: making one of 32 MiB zeroes it while every other thread of Python stands still, 15
-                # to 40 ms. These pages come with the reading. A quarter more, or each segment would set a new record.
+                # Not a bytearray: making one of 32 MiB zeroes it while every other thread of Python stands still, 13
+                # to 50 ms on a busy machine. These pages come with the reading. A quarter more than asked, or each
+                # segment would set a new record.
                 self._lent = mmap.mmap(-1, size + size // 4, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
                 with contextlib.suppress(OSError, AttributeError):  # reading here and there in it, a tenth of the time
                     self._lent.madvise(mmap.MADV_HUGEPAGE)

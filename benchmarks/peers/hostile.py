@@ -11,7 +11,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from .traces import Writer, reward
 
-DEPTH, WIDTH = 20_000, 100_000
+DEPTH, WIDTH, OTHERS = 20_000, 100_000, 50_000
 BEGIN_NANO = 1_790_000_000_000_000_000
 YEAR_2100_NANO = 4_102_444_800_000_000_000
 
@@ -19,7 +19,7 @@ Shape = Iterator[tuple[int, int, int | None, int, int]]  # trace, span, parent, 
 
 
 def plain() -> Shape:
-    for number in range(WIDTH):
+    for number in range(OTHERS):
         trace, place = divmod(number, 10)
         yield (
             trace + 1,
@@ -42,13 +42,13 @@ def wide() -> Shape:
 
 
 def cycles() -> Shape:
-    for number in range(WIDTH):
+    for number in range(OTHERS):
         ring, place = divmod(number, 100)
         yield 1, number + 1, ring * 100 + (place + 1) % 100 + 1, BEGIN_NANO + number, BEGIN_NANO + number + 1
 
 
 def no_clock() -> Shape:
-    for number in range(WIDTH):
+    for number in range(OTHERS):
         trace, place = divmod(number, 10)
         start = (0, YEAR_2100_NANO, BEGIN_NANO, (1 << 64) - 1)[number % 4]
         yield trace + 1, number + 1, None if place == 0 else trace * 10 + 1, start, (0, 1, (1 << 64) - 1)[number % 3]

@@ -194,3 +194,13 @@ def test_segments_roll_by_size_and_by_time(tmp_path: Path) -> None:
     assert stored(ingest) == [1, 2, 3, 4]
     assert len(list(read_entries(RealDisk(), ingest.lake))) == 4
     ingest.close()
+
+
+def test_a_segment_holds_no_more_rows_than_parquet_keeps_together(tmp_path: Path) -> None:
+    ingest = Ingest(RealDisk, Lake(tmp_path / "lake"), ParquetConverter(), Limits(roll_s=60, roll_rows=2))
+    for number in range(1, 6):
+        ingest.submit(request(number)).result(10)
+    ingest.close()
+    entries = list(read_entries(RealDisk(), ingest.lake))
+    assert sorted(sum(file.rows for file in entry.files) for entry in entries) == [1, 2, 2]
+    assert stored(ingest) == [1, 2, 3, 4, 5]
