@@ -20,6 +20,8 @@ from otel_lightning.transforms.touched import count, raw_rows
 MIB = 1 << 20
 # Steps hold what was said several times over while they run (spans, messages, calls), joins and sorts aside.
 COPIES = 10
+# Records are sorted into buckets on disk, once, if the buckets would read them more often than this.
+READS = 2.0
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def plan(
         of = {file for row in wanders for file in row[2]}
         numbers = ", ".join(str(row[0]) for row in wanders)
         sorted_folders["spans"] = _sort(connection, lake, folder, "spans", sorted(of), f"bucket in ({numbers})")
-    if len(found) > 1:
+    if _reads_of_events(connection) > READS:
         rows = connection.execute("select distinct file from lies where signal = 'events' order by 1").fetchall()
         sorted_folders["events"] = _sort(connection, lake, folder, "events", [row[0] for row in rows], "true")
     return [
@@ -113,6 +115,22 @@ def plan(
         )
         for bucket, roams, paths in found
     ]
+
+
+def _reads_of_events(connection: duckdb.DuckDBPyConnection) -> float:
+    """How often records would be read if every bucket read the whole files that it has any in."""
+    row = connection.execute(
+        """
+        with of_file as (
+            select file, sum(rows) as rows, count(distinct bucket) as buckets
+            from lies join bucket_of using (node)
+            where signal = 'events'
+            group by file
+        )
+        select coalesce(sum(rows * buckets) / sum(rows), 0)::double from of_file
+        """
+    ).fetchone()
+    return float(row[0]) if row else 0.0
 
 
 NODE = {"spans": "trace_id", "events": "'e:' || content_sha256"}

@@ -24,6 +24,8 @@ from otel_lightning.transforms.steps import literal, path_list, quoted
 
 # Tables stored by key; credits and trajectories are stored narrow and shown through views.
 KEYED = ("calls", "scopes", "tools", "rollouts", "answers", "rewards", "returns", "credits", "trajectories")
+# Where a table's rows come from, if from no table of its name.
+SOURCES = {"calls": "select * from whole_calls"}
 # What only runs read: evaluations as they were sent, and where each span stands.
 INTERNAL = {
     "records": "select * from reward_records",

@@ -39,7 +39,7 @@ OFFERED = {
         "left join named on named.base_rollout_id = events.attributes_str['lightning.rollout.id'] "
         "and named.attempt = coalesce(events.attributes_int['lightning.attempt'], 1)"
     ),
-    "calls": "select * from temp.main.calls",
+    "calls": "select * from temp.main.whole_calls",
     "tools": "select * from temp.main.tools",
     "rollouts": "select * from temp.main.rollouts",
     "rewards": (
@@ -151,7 +151,8 @@ class OwnSql:
         """Tables of a run that must still be there when the SQL runs."""
         if not self.rewards and self.credit is None:
             return ()
-        return ("spans", "span_copies", "events", "sent_rewards", "resolved_rewards", "span_targets", "choices")
+        said = ("calls", "call_facts", "messages", "spoken")
+        return ("spans", "span_copies", "events", "sent_rewards", "resolved_rewards", "span_targets", "choices", *said)
 
     def method(self, config: TransformConfig) -> str:
         """The credit method as tables show it: its name, or the name of the user's file."""

@@ -34,6 +34,7 @@ from otel_lightning.transforms.config import TransformConfig
 from otel_lightning.transforms.derived import (
     INTERNAL,
     KEYED,
+    SOURCES,
     STORED,
     Manifest,
     arrived_since,
@@ -172,7 +173,7 @@ def _run(
     _define_prices(connection, config)
     recipe = _recipe(config, own, reward)
     parameters = _parameters(config, now, recipe)
-    _find_touched(connection, lake, fresh, base is None)
+    touched.find_touched(connection, lake, fresh, now, everything=base is None)
 
     traces = rollouts = 0
     while True:
@@ -228,10 +229,6 @@ def _run(
     )
 
 
-def _find_touched(connection: duckdb.DuckDBPyConnection, lake: Lake, fresh: list[str], everything: bool) -> None:
-    touched.find_touched(connection, lake, fresh, everything=everything)
-
-
 def _work(
     connection: duckdb.DuckDBPyConnection,
     lake: Lake,
@@ -252,10 +249,13 @@ def _work(
         telling.step(step.path)
         steps.create(connection, step, parameters)
         own.after(connection, step.table)
+        if step.table == "whole_calls":  # before its text is given back
+            telling.step("writing calls")
+            _store(connection, lake, manifest, bucket.number, ("calls",))
         for table in given_back.get(step.path, ()):
             connection.execute(f"drop table {steps.quoted(table)}")
     telling.step("writing")
-    _store(connection, lake, manifest, bucket.number)
+    _store(connection, lake, manifest, bucket.number, tuple(table for table in STORED if table != "calls"))
     found = steps.keys("found")
     steps.create(connection, found, parameters)
     connection.execute("insert into found_keys select node, kind, key from new_keys")
@@ -423,24 +423,25 @@ def _store(
     lake: Lake,
     manifest: Manifest,
     bucket: int,
-    tables: tuple[str, ...] = STORED,
+    tables: tuple[str, ...],
 ) -> None:
-    """Append the rows of one bucket."""
+    """Append the rows of some tables of one bucket."""
     for table in tables:
         key = LIVE_KEY.get(table, "rollout_id")
-        source = INTERNAL.get(table, f"select * from {steps.quoted(table)}")
+        rows = INTERNAL.get(table, f"select * from {steps.quoted(table)}")
         connection.execute(
-            f"insert into new_live select distinct {steps.literal(table)}, {key} from ({source}) where {key} is not null"
+            f"insert into new_live select distinct {steps.literal(table)}, {key} from ({rows}) where {key} is not null"
         )
         # A table without any file would have no columns.
-        if manifest.files[table] and not _count(connection, f"select count(*) from ({source})"):
+        if manifest.files[table] and not _count(connection, f"select count(*) from ({rows})"):
             continue
-        query = f"select *, {key} as live_key, {manifest.run}::integer as revision from ({source})"
+        query = f"select *, {key} as live_key, {manifest.run}::integer as revision from ({SOURCES.get(table, rows)})"
         if table != "calls":  # whose rows are too wide to be sorted before a compaction does it
             query += " order by live_key"
         path = f"derived/{table}/run={manifest.run:06d}/part-{bucket:04d}.parquet"
         manifest.files[table].append(write_parquet(connection, lake, query, path))
-    connection.execute("insert into new_rewards select distinct 'reward:' || reward_id from rewards")
+    if "rewards" in tables:
+        connection.execute("insert into new_rewards select distinct 'reward:' || reward_id from rewards")
 
 
 def _end_store(
@@ -520,7 +521,7 @@ def _define_nothing_live(connection: duckdb.DuckDBPyConnection) -> None:
     for name, columns in {
         "live_keys": "null::varchar as table_name, null::varchar as key, null::integer as revision",
         "rewards": "null::varchar as name",
-        "rollouts": "null::varchar as rollout_id, null::varchar as base_rollout_id, null::varchar[] as trace_ids, null::boolean as complete",
+        "rollouts": "null::varchar as rollout_id, null::varchar as base_rollout_id, null::varchar[] as trace_ids, null::ubigint as due_unix_nano",
     }.items():
         connection.execute(f"create or replace temp view old_{name} as select {columns} where false")
 

@@ -102,10 +102,13 @@ def sql_sha256(method: str) -> str:
 
 
 def create(connection: duckdb.DuckDBPyConnection, step: Step, parameters: Mapping[str, Any]) -> None:
-    """Run one step; it binds only the parameters that its text uses."""
+    """Run one step; it binds only the parameters that its text uses. A view binds none: its switches are written into it."""
+    if step.view:
+        text = PARAMETER.sub(lambda found: str(bool(parameters[found[1]])), step.text)
+        connection.execute(f"create or replace temp view {quoted(step.table)} as {text}")
+        return
     used = {name: parameters[name] for name in dict.fromkeys(PARAMETER.findall(step.text)) if name in parameters}
-    kind = "view" if step.view else "table"
-    connection.execute(f"create or replace temp {kind} {quoted(step.table)} as {step.text}", used)
+    connection.execute(f"create or replace temp table {quoted(step.table)} as {step.text}", used)
 
 
 @cache
@@ -113,16 +116,14 @@ def last_uses(method: str, kept: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     """For each step (by path): the tables that no later one reads, `kept` aside, so that their memory can be given back."""
     ordered = steps(method)
     last: dict[str, str] = {}
-    views = {step.table: step for step in ordered if step.view}
+    views = {step.table: reads(step.text) for step in ordered if step.view}
+    tables = {"spans", "events", *(step.table for step in ordered)} - views.keys()
     for step in ordered:
-        text = step.text
+        read = reads(step.text)
         # Who reads a view reads what it is a view of.
-        for name, view in views.items():
-            if _mentions(text, name):
-                text += view.text
-        for table in ("spans", "events", *(other.table for other in ordered)):
-            if table not in views and (table == step.table or _mentions(text, table)):
-                last[table] = step.path
+        read = read.union(*(views[name] for name in views.keys() & read))
+        for table in sorted(tables & (read | {step.table})):
+            last[table] = step.path
     found: dict[str, tuple[str, ...]] = {}
     for table, path in last.items():
         if table not in kept:
@@ -130,8 +131,12 @@ def last_uses(method: str, kept: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _mentions(text: str, table: str) -> bool:
-    return re.search(rf"\b{table}\b", text) is not None
+def reads(text: str) -> set[str]:
+    """The tables that a select names, less its own CTEs."""
+    code = re.sub(r"--.*", "", text)
+    return set(re.findall(r"\b(?:from|join)\s+([a-z_]\w*)", code)) - set(
+        re.findall(r"^([a-z_]\w*) as \(", code, re.MULTILINE)
+    )
 
 
 def quoted(identifier: str) -> str:

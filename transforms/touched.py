@@ -82,8 +82,10 @@ def _define_joining(connection: duckdb.DuckDBPyConnection) -> None:
     )
 
 
-def find_touched(connection: duckdb.DuckDBPyConnection, lake: Lake, fresh: list[str], *, everything: bool) -> None:
-    """`touched`: nodes to recompute. What is new or was incomplete, grown along keys and old rollouts until nothing is added.
+def find_touched(
+    connection: duckdb.DuckDBPyConnection, lake: Lake, fresh: list[str], now: int, *, everything: bool
+) -> None:
+    """`touched`: nodes to recompute. What is new or by now over, grown along keys and old rollouts until nothing is added.
 
     Needs `keys`, `joining` and the views `old_rollouts` …; `fresh` names the files whose rows are new. `causes` is what began
     it, evaluations aside.
@@ -97,10 +99,10 @@ def find_touched(connection: duckdb.DuckDBPyConnection, lake: Lake, fresh: list[
     connection.execute("create or replace temp table touched (node varchar)")
     connection.execute(
         "insert into touched select distinct node from keys where list_contains($fresh::varchar[], file) "
-        "union select distinct unnest(trace_ids) from old_rollouts where not complete "
+        "union select distinct unnest(trace_ids) from old_rollouts where due_unix_nano <= $now "
         "union select keys.node from keys "
-        "join (select md5_number_lower('r' || base_rollout_id) as key from old_rollouts where not complete) using (key)",
-        {"fresh": fresh},
+        "join (select md5_number_lower('r' || base_rollout_id) as key from old_rollouts where due_unix_nano <= $now) using (key)",
+        {"fresh": fresh, "now": now},
     )
     note_causes(connection)
     grow(connection)

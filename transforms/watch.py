@@ -17,7 +17,6 @@ from typing import Any
 from otel_lightning.app.errors import LightningError
 from otel_lightning.store.lake import Lake
 from otel_lightning.transforms.config import TransformConfig
-from otel_lightning.transforms.derived import Manifest
 from otel_lightning.transforms.run import TransformReport, run_transform
 from otel_lightning.transforms.tables import open_tables
 
@@ -77,7 +76,7 @@ def watch(
                     if not str(error).startswith(BUSY):
                         raise
                 else:
-                    runs, seen, due = runs + 1, now_seen, next_due(lake, config)
+                    runs, seen, due = runs + 1, now_seen, next_due(lake)
                     say(report)
             time.sleep(poll_s)
     except _Stop:
@@ -98,21 +97,8 @@ def _state(lake: Lake) -> tuple[frozenset[Any], ...]:
     return entries, frozenset((path.name, path.stat().st_size) for path in lake.tombstones.glob("*"))
 
 
-def next_due(lake: Path, config: TransformConfig) -> int:
-    """When the next episode that is not over may have been quiet for long enough, in unix nanoseconds."""
-    manifest = Manifest.read(Lake.existing(lake))
-    last = manifest.now_unix_nano if manifest else 0
+def next_due(lake: Path) -> int:
+    """When the next episode that is not over will have been quiet for long enough, in unix nanoseconds."""
     with open_tables(lake) as connection:
-        row = connection.execute(
-            """
-            select min(due)
-            from (
-                select unnest([end_unix_nano::hugeint + $settle, end_unix_nano::hugeint + $idle]) as due
-                from rollouts
-                where not complete
-            )
-            where due > $last
-            """,
-            {"settle": int(config.settle_s * 1e9), "idle": int(config.session_idle_s * 1e9), "last": last},
-        ).fetchone()
+        row = connection.execute("select min(due_unix_nano) from rollouts").fetchone()
     return int(row[0]) if row and row[0] is not None else sys.maxsize

@@ -105,15 +105,17 @@ def test_a_root_that_is_late_is_waited_for_and_one_that_never_comes_is_flagged(l
     assert lake.ask("select complete, status_reason, flags from rollouts") == [(False, "incomplete", ["no_root"])]
     assert credits(lake) == {}
     assert ("member", "incomplete", 1) in lake.ask("select stage, reason, calls from funnel")
+    assert lake.transform(later_s=40).rollouts == 0
     # It never comes: after session_idle_s the episode counts, and says what it lacks.
-    lake.transform(later_s=90)
+    assert lake.transform(later_s=90).rollouts == 1
+    assert lake.transform(later_s=95).rollouts == 0
     assert lake.ask("select complete, flags from rollouts") == [(True, ["no_root"])]
     assert credits(lake) == {call: 1.0}
     # It comes after all.
     more = writer()
     more.root(span_id=root)
     lake.send(more.episode)
-    lake.transform(later_s=91)
+    lake.transform(later_s=96)
     assert lake.ask("select complete, flags from rollouts") == [(True, [])]
 
 
@@ -129,6 +131,8 @@ def test_an_orphan_is_kept_and_a_count_says_that_something_is_missing(lake: Lake
     assert lake.ask("select span_id, flags from calls") == [(orphan, ["orphan"])]
     assert lake.ask("select complete, spans, spans_declared from rollouts") == [(False, 2, 3)]
     assert credits(lake) == {}
+    # Nothing but the missing span can complete it: no later run touches it.
+    assert lake.transform(later_s=10**8).rollouts == 0
     # Where nothing was counted, nothing is known to be missing: case 9 of the attribution cases.
     lake.transform(policy_for={"incomplete": "keep"})
     assert credits(lake) == {orphan: 1.0}

@@ -14,6 +14,7 @@ from otel_lightning.store.fs import RealDisk
 from otel_lightning.store.lake import Lake
 from otel_lightning.store.manifest import live_files
 from otel_lightning.transforms import run as run_module
+from otel_lightning.transforms import touched
 from otel_lightning.transforms.config import TransformConfig
 from otel_lightning.transforms.run import run_transform
 from otel_lightning.transforms.tables import open_tables
@@ -107,23 +108,23 @@ def test_a_file_that_vanishes_while_a_run_reads_is_no_failure(
     for number in range(1, 4):
         episode(otlp, number)
     merged: list[int] = []
-    real = run_module._find_touched
+    real = touched.find_touched
 
-    def meanwhile(*arguments: Any) -> None:
+    def meanwhile(*arguments: Any, **more: Any) -> None:
         if not merged:
             merged.append(merge(lake).removed)
-        real(*arguments)
+        real(*arguments, **more)
 
-    monkeypatch.setattr(run_module, "_find_touched", meanwhile)
+    monkeypatch.setattr(touched, "find_touched", meanwhile)
     report = run_transform(lake, CONFIG, now_unix_nano=time.time_ns() + 10**13)
     assert merged == [6] and report.rollouts == 3
     assert len(live_files(Lake(lake), "spans")) == 1
     # What fails for another reason fails once.
     attempts: list[int] = []
     monkeypatch.setattr(
-        run_module,
-        "_find_touched",
-        lambda *arguments: attempts.append(1) or (_ for _ in ()).throw(run_module.LightningError("no")),
+        touched,
+        "find_touched",
+        lambda *arguments, **more: attempts.append(1) or (_ for _ in ()).throw(run_module.LightningError("no")),
     )
     episode(otlp, 9)
     with pytest.raises(run_module.LightningError, match="no"):

@@ -37,7 +37,7 @@ from otel_lightning.transforms.config import TransformConfig
 from otel_lightning.transforms.derived import KEYED, REDUCED, STORED_NAME
 from otel_lightning.transforms.own_sql import COMPUTED
 from otel_lightning.transforms.shapes import empty_relation
-from otel_lightning.transforms.steps import Step, create, quoted
+from otel_lightning.transforms.steps import Step, create, quoted, reads
 
 SIGNALS = ("spans", "events")
 # What the engine makes before the first file runs.
@@ -73,7 +73,7 @@ class World:
         self._note(table)
 
     def add(self, step: Step, parameters: dict[str, Any]) -> None:
-        self.needs[step.path] = _reads(step.text) & self.columns.keys()
+        self.needs[step.path] = reads(step.text) & self.columns.keys()
         create(self.connection, step, parameters)
         self._note(step.table)
         self.makers[step.table] = step
@@ -134,14 +134,6 @@ class World:
         )  # fmt: skip
         values = [json.dumps(value) if isinstance(value, list | dict) else value for value in row.values()]
         self.connection.execute(f"insert into {quoted(table)} ({names}) values ({places})", values)
-
-
-def _reads(text: str) -> set[str]:
-    """The tables that a select names, less its own CTEs."""
-    code = re.sub(r"--.*", "", text)
-    return set(re.findall(r"\b(?:from|join)\s+([a-z_]\w*)", code)) - set(
-        re.findall(r"^([a-z_]\w*) as \(", code, re.MULTILINE)
-    )
 
 
 def _repeated(rows: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:

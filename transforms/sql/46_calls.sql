@@ -1,4 +1,4 @@
--- The table `calls`: one LLM call, wide, with its place in its episode.
+-- The table `calls`: one LLM call with its place in its episode. What was said in it, and its token ids, join in whole_calls.
 -- grain: one row per (trace_id, span_id)
 -- kind: bucket
 -- `price` is in the currency of the configured prices, NULL where model or tokens are unknown: missing is not free.
@@ -20,14 +20,11 @@ select
     facts.convention, facts.operation, facts.provider, facts.model, facts.response_id,
     facts.service_name, facts.service_instance_id, facts.session_id, facts.conversation_id, facts.user_id,
     facts.agent, facts.judge,
-    case when $messages then coalesce(prompts.prompt_messages, '[]') end as prompt_messages,
-    case when $messages then coalesce(answers.response_messages, '[]') end as response_messages,
-    facts.choices, case when $messages then facts.tools end as tools, facts.sampling, facts.temperature,
+    null::varchar as prompt_messages, null::varchar as response_messages,
+    facts.choices, null::varchar as tools, facts.sampling, facts.temperature,
     facts.finish_reasons, facts.prompt_tokens, facts.completion_tokens,
     facts.policy_version, facts.tokenizer,
-    case when $messages then facts.prompt_ids end as prompt_ids,
-    case when $messages then facts.response_ids end as response_ids,
-    case when $messages then facts.response_logprobs end as response_logprobs,
+    null::integer[] as prompt_ids, null::integer[][] as response_ids, null::double[][] as response_logprobs,
     facts.logprobs_mode, facts.token_source, facts.prompt_hash,
     lineage.parent_trace_id as lineage_trace_id, lineage.parent_span_id as lineage_span_id, lineage.choice as lineage_choice,
     facts.content, facts.span_seq, facts.start_unix_nano, facts.end_unix_nano,
@@ -58,5 +55,3 @@ from (
 left join call_steps as steps using (trace_id, span_id)
 left join lineage using (trace_id, span_id)
 left join priced on priced.model = facts.model
-left join messages as prompts on $messages and prompts.trace_id = facts.prompt_trace_id and prompts.span_id = facts.prompt_span_id
-left join spoken as answers on $messages and answers.trace_id = facts.answer_trace_id and answers.span_id = facts.answer_span_id

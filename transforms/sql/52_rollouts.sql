@@ -1,7 +1,8 @@
 -- The table `rollouts`: one attempt at an episode, whether it is complete, what it was asked, what it may be used for.
 -- grain: one row per rollout_id
 -- kind: bucket
--- `now` is bound, so that the same spans and the same now give the same answer.
+-- `now` is bound, so that the same spans and the same now give the same answer. `due_unix_nano` is when quiet alone will
+-- complete an incomplete one; NULL where only more can.
 with
 
 of_calls as (
@@ -121,7 +122,7 @@ joined as (
         coalesce(marks.ended, false) as ended,
         marks.status, marks.reason,
         coalesce(of_calls.last_error, false) as last_error,
-        ($now - least(greatest(coalesce(of_traces.end_unix_nano, 0), coalesce(marks.last_unix_nano, 0)), $now))::double / 1e9 as quiet_s,
+        greatest(coalesce(of_traces.end_unix_nano, 0), coalesce(marks.last_unix_nano, 0)) as quiet_since,
         coalesce(of_traces.has_root, true) as has_root,
         coalesce(of_traces.counts_met, true) and coalesce(of_traces.spans, 0) >= coalesce(marks.spans_declared, 0) as counts_met,
         coalesce(of_traces.counted, false) or marks.spans_declared is not null as counted,
@@ -136,22 +137,42 @@ joined as (
     left join records on records.base_rollout_id = coalesce(of_calls.base_rollout_id, marks.base_rollout_id)
 ),
 
-finished as (
+-- How long it has to be quiet: 0 where it need not, NULL where no quiet will do.
+waiting as (
     select
         *,
         case
-            when ended and calls_declared is not null then
-                greatest(records, coalesce(captured, 0)) >= calls_declared and counts_met
-                and (counted or coalesce(captured, 0) >= calls_declared or quiet_s >= $settle_s)
-            when ended then counts_met and (counted or quiet_s >= $settle_s)
-            else counts_met and quiet_s >= case when has_root then $settle_s else $session_idle_s end
-        end as complete,
+            when not counts_met then null
+            when ended and calls_declared is not null then case
+                when greatest(records, coalesce(captured, 0)) < calls_declared then null
+                when counted or coalesce(captured, 0) >= calls_declared then 0
+                else $settle_s
+            end
+            when ended and counted then 0
+            when ended or has_root then $settle_s
+            else $session_idle_s
+        end::double as wait_s,
+        lower(trim(first_user)) as asked,
+        ($now - least(quiet_since, $now))::double / 1e9 as quiet_s
+    from joined
+),
+
+finished as (
+    select
+        *,
+        coalesce(quiet_s >= wait_s, false) as complete,
         coalesce(
             stated_task_id,
-            case when first_user is not null then sha256(lower(regexp_replace(trim(first_user), '\s+', ' ', 'g'))) end,
+            case
+                when contains(asked, chr(1)) then sha256(regexp_replace(asked, '\s+', ' ', 'g'))
+                -- The same, without the regular expression's price on long texts: every blank a space, then runs of them one.
+                when asked is not null then sha256(replace(replace(replace(
+                    replace(replace(replace(replace(asked, chr(9), ' '), chr(10), ' '), chr(12), ' '), chr(13), ' '),
+                    '  ', ' ' || chr(1)), chr(1) || ' ', ''), chr(1), ''))
+            end,
             rollout_id
         ) as task_id
-    from joined
+    from waiting
 )
 
 select
@@ -164,6 +185,7 @@ select
     ) as split,
     policy_version, mixed_policy, spans, spans_declared, calls, start_unix_nano, end_unix_nano,
     complete,
+    case when not complete then try_cast(quiet_since::hugeint + floor(wait_s * 1e9)::hugeint as ubigint) end as due_unix_nano,
     case
         when ended then coalesce(status, 'finished')
         when last_error then 'error'
