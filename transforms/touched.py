@@ -17,7 +17,7 @@ from otel_lightning.transforms import steps
 from otel_lightning.transforms.derived import write_parquet
 
 # Kinds of keys that join only what asks for them; which, is said in sql/keys/found.sql.
-ASKED, ASKING = "('k', 'd', 'h')", "('q', 'b', 'g')"
+ASKED, ASKING = "('k', 'h', 'd', 'b')", "('q', 'g')"
 INDEX = "node varchar, kind varchar, key ubigint, signal varchar, file varchar, rows bigint"
 
 
@@ -67,15 +67,22 @@ def _define_joining(connection: duckdb.DuckDBPyConnection) -> None:
         semi join (
             select distinct key from keys
             semi join (select distinct node from keys where kind = 'r') using (node)
-            where kind not in ('i', 'k', 'd', 'h')
+            where left(kind, 1) not in ('i', 'k', 'd', 'h', 'b')
         ) as of_named using (key)
         where exists (select * from keys where kind = 'i');
-        create or replace temp table asked as select distinct key from keys where kind in {ASKING};
+        create or replace temp table asked as
+        select key from keys where kind in {ASKING}
+        union
+        -- Calls of one scope are each a call of its own, however alike: a group of episodes asks one thing many times.
+        select key from keys
+        where left(kind, 1) in ('b', 'd')
+        group by key
+        having bool_or(left(kind, 1) = 'b') and min(substr(kind, 3)) <> max(substr(kind, 3));
         create or replace temp view joining as
         select node, key from keys
         where case
             when kind = 'i' then node not in (select node from named)
-            when kind in {ASKED} then key in (select key from asked)
+            when left(kind, 1) in {ASKED} then key in (select key from asked)
             else true
         end
         """

@@ -1,14 +1,15 @@
 -- Keys that only the steps know: what stands in attributes, and what was said.
 -- grain: one row per (node, kind, key)
 -- kind: bucket
--- Kinds as in spans.sql. Some join only what asks for them: k is a tool call and q asks for it; d is a prompt of one process,
--- which a bare call beside it may repeat (b asks); h is a prompt with its answer, which a token record without another name
--- may be of (g asks). The last two are kept by ten minutes, since intervals must overlap (up to a day).
+-- Kinds as in spans.sql. Some join only what asks for them: k is a tool call and q asks for it; d: and its scope is a prompt of
+-- one process, which a bare call of another scope beside it may repeat (b: and its scope asks); h is a prompt with its answer,
+-- which a token record without another name may be of (g asks). The last two are kept by ten minutes, since intervals must
+-- overlap (up to a day).
 with
 
 heard as (
     select
-        trace_id, span_kind, scope_span_id is null as bare, service_instance_id, talk_hash, answer_hash,
+        trace_id, span_kind, scope_name, scope_span_id is null as bare, service_instance_id, talk_hash, answer_hash,
         unnest(range((start_unix_nano // 600_000_000_000)::bigint,
             least(end_unix_nano // 600_000_000_000, start_unix_nano // 600_000_000_000 + 143)::bigint + 1)) as part_of_day
     from llm_spans
@@ -46,9 +47,11 @@ named as (
     union all
     select trace_id, 'q', answers_tool_call_id from llm_spans where answers_tool_call_id is not null
     union all
-    select trace_id, case when bare then 'b' else 'd' end, service_instance_id || ' ' || talk_hash || part_of_day
+    select
+        trace_id, case when bare then 'b:' else 'd:' end || left(md5(scope_name), 16),
+        service_instance_id || ' ' || talk_hash || part_of_day
     from heard
-    where span_kind = 'llm' and service_instance_id is not null
+    where span_kind = 'llm' and service_instance_id is not null and scope_name is not null
     union all
     select trace_id, 'h', talk_hash || answer_hash || part_of_day from heard where span_kind = 'llm'
     union all
@@ -76,6 +79,6 @@ named as (
 
 select distinct
     node, kind,
-    md5_number_lower(case kind when 'q' then 'k' when 'b' then 'd' when 'g' then 'h' else kind end || name) as key
+    md5_number_lower(case left(kind, 1) when 'q' then 'k' when 'b' then 'd' when 'g' then 'h' else left(kind, 1) end || name) as key
 from named
 where name is not null
