@@ -58,7 +58,7 @@ def plan(
         )
     limit = memory_mb * MIB / COPIES
     connection.execute(
-        """
+        f"""
         create or replace temp table weighed as
         select
             working.part, coalesce(sum(lies.rows * row_bytes.bytes), 0)::double as bytes,
@@ -66,7 +66,9 @@ def plan(
         from working
         left join lies on lies.node = working.node and lies.signal = 'spans'
         left join row_bytes using (file)
-        group by working.part
+        group by working.part;
+        -- What fits together is one bucket, wherever it lies.
+        update weighed set roams = false where (select sum(bytes) from weighed) <= {limit}
         """
     )
     order = "chosen.share" if number is not None else "chosen.roams, chosen.share"
