@@ -13,8 +13,7 @@ mine as not materialized (
     select
         trace_id, span_id, name, oi_kind, agent_name, session_id, user_id, llm_model_name, tool_name, tool_call_id,
         attributes_str as attributes, attributes_int as numbers,
-        oi_kind = 'LLM' as llm,
-        case when oi_kind in ('LLM', 'TOOL') then attributes_str['output.value'] end as output,
+        llm, output,
         -- Text that is no document is not even tried as one.
         case when regexp_matches(output, '^\s*[\[{]') then try(json_extract_string(output, [
             '$.id', '$.llm_output.id', '$.generations[0][0].message.kwargs.response_metadata.id', '$[0].output[0].provider_data.response_id',
@@ -25,8 +24,11 @@ mine as not materialized (
             '$.model', '$.previous_response_id', '$.temperature', '$.top_p', '$.top_k', '$.min_p', '$.max_tokens',
             '$.max_completion_tokens', '$.max_output_tokens', '$.seed', '$.stop', '$.n'
         ])) end as invocation
-    from spans_unique
-    where oi_kind is not null
+    from (
+        select *, oi_kind = 'LLM' as llm, case when oi_kind in ('LLM', 'TOOL') then attributes_str['output.value'] end as output
+        from spans_unique
+        where oi_kind is not null
+    )
 ),
 
 -- Spans that speak GenAI as well, and whether they say as much there.
