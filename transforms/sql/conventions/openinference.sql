@@ -157,7 +157,9 @@ streamed as (
 
 read as (
     select
-        mine.*, map_values(attributes) as texts, listed.messages as places, streamed.messages as streamed,
+        mine.*, map_values(attributes) as texts,
+        list_contains(texts, 'tool-call') or list_contains(texts, 'tool-response') as own_roles,
+        listed.messages as places, streamed.messages as streamed,
         duals.left_to_genai is not null as dual, coalesce(duals.left_to_genai, false) as left_to_genai
     from mine
     left join duals using (trace_id, span_id)
@@ -197,12 +199,12 @@ turns as (
     select
         * exclude (messages),
         case when streamed is null then messages else coalesce(messages, []) || streamed end as messages,
-        case when list_has_any(texts, ['tool-call', 'tool-response']) then list_transform(messages, lambda m: case
+        case when own_roles then list_transform(messages, lambda m: case
             when m.tool_call_id is null and m.role = 'tool-response' then 'user'
             when m.role = 'tool-call' then 'assistant'
             else m.role
         end) end as sent_as,
-        case when list_has_any(texts, ['tool-call', 'tool-response']) then list_transform(messages, lambda m:
+        case when own_roles then list_transform(messages, lambda m:
             m.choice is not null or len(m.tool_calls) > 0 or m.tool_call_id is not null) end as apart
     from said
 ),
