@@ -217,15 +217,15 @@ def make_folders(lake: Lake) -> None:
 def purge(connection: duckdb.DuckDBPyConnection, lake: Lake, manifest: Manifest, deleted: Iterable[str]) -> int:
     """Take deleted traces out of every derived file of earlier runs; how many files were rewritten.
 
-    A row goes when any of its values mentions a deleted trace, or when it belongs to a rollout or is a reward that
-    existed through such traces alone. Indexes of earlier runs go as they are: only the newest is ever read.
+    A row goes when any of its values mentions a deleted trace, or when it belongs to a rollout, is a reward or a record of one
+    that existed through such traces alone. Indexes of earlier runs go as they are: only the newest is ever read.
     """
     kept = {path for paths in manifest.files.values() for path in paths}
     mention = literal("(?i)" + "|".join(sorted(deleted)))
     rows = f"regexp_matches(to_json(data)::varchar, {mention})"
     old = [path for path in sorted(lake.derived.glob("*/run=*/*.parquet")) if _relative(lake, path) not in kept]
     old += [path for path in sorted(lake.derived.glob("live/run=*.parquet")) if _relative(lake, path) not in kept]
-    now = {table: path_list(_absolute(lake, manifest.files[table])) for table in ("rollouts", "rewards")}
+    now = {table: path_list(_absolute(lake, manifest.files[table])) for table in ("rollouts", "rewards", "records")}
     before = path_list([str(path) for path in old if path.parts[-3] == "rollouts"])
     connection.execute("create or replace temp table gone_rollouts (rollout_id varchar)")
     if before != "[]":
@@ -244,6 +244,8 @@ def purge(connection: duckdb.DuckDBPyConnection, lake: Lake, manifest: Manifest,
         goes = rows
         if table == "rewards":
             goes += f" or reward_id not in (select reward_id from read_parquet({now['rewards']}, hive_partitioning = false))"
+        if table == "records":
+            goes += f" or node not in (select node from read_parquet({now['records']}, hive_partitioning = false))"
         if table in KEYED:
             goes += " or coalesce(rollout_id in (select rollout_id from gone_rollouts), false)"
         elif table == "live":

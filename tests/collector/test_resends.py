@@ -1,6 +1,6 @@
 """Senders may send again what they sent: the lake keeps every copy, and what transforms read has each thing once.
 
-Read through the transforms' own SQL (`10_spans_unique.sql`), from Parquet that a real collector wrote.
+Read through the transforms' own SQL (`09_span_copies.sql`, `10_spans_unique.sql`), from Parquet that a real collector wrote.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from otel_lightning.store.lake import Lake
 from otel_lightning.store.manifest import live_files, read_entries
 
 ROOT = Path(__file__).parents[2]
-UNIQUE = (ROOT / "transforms" / "sql" / "10_spans_unique.sql").read_text()
+COPIES, UNIQUE = (
+    (ROOT / "transforms" / "sql" / name).read_text() for name in ("09_span_copies.sql", "10_spans_unique.sql")
+)
 TRACE = b"\1" * 16
 
 
@@ -42,7 +44,8 @@ def body(*spans: dict[str, Any]) -> bytes:
 def unique(lake: Path) -> list[dict[str, Any]]:
     connection = duckdb.connect()
     files = [str(path) for path in live_files(Lake(lake), "spans")]
-    connection.from_parquet(files).create_view("spans")
+    connection.from_parquet(files).create("spans")
+    connection.execute(f"create table span_copies as {COPIES}")
     found = connection.execute(f"select * from ({UNIQUE}) order by span_id")
     names = [column[0] for column in found.description or ()]
     return [dict(zip(names, row, strict=True)) for row in found.fetchall()]

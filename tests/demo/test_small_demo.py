@@ -209,14 +209,14 @@ def test_with_a_credit_file_removed_the_demo_stops_in_one_line(demo: Path, tmp_p
     out = tmp_path / "run"
 
     def remove_credits(_: subprocess.Popen[str]) -> None:
-        for path in (out / "lake" / "derived" / "credits").glob("run=*/part.parquet"):
+        for path in (out / "lake" / "derived" / "credits").glob("run=*/part-*.parquet"):
             path.unlink()
 
     code, stderr = run_until("=== log: ", out, remove_credits, "--base", str(demo))
     assert code == 1
     assert "support_offline failed" in the_line(stderr)
     (why,) = [line for line in stderr.splitlines() if line.startswith("train.py: ")]
-    assert "part.parquet is missing; everything derived can be made again" in why
+    assert ".parquet is missing; everything derived can be made again" in why
     assert not (out / "offline" / "trained.jsonl").exists()
 
 

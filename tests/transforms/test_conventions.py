@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -225,3 +226,37 @@ def test_a_convention_claims_a_span_once(step: steps.Step, recorded: duckdb.Duck
     kinds = rows(connection, f"select distinct span_kind, convention, precedence is null as unsaid from {step.table}")
     assert {row["span_kind"] for row in kinds} <= KINDS
     assert {(row["convention"], row["unsaid"]) for row in kinds} == {(step.table, False)}
+
+
+# JSON of shapes that no convention means, and what is no JSON.
+WRONG = (
+    *("", "null", "1", '"x"', "[]", "{}", "[null]", "[1]", "[[1]]", "[NaN]", '{"a":1e999}', '"\\ud800"', "a" * 100, '[{"role":'),
+    *('{"messages":1}', '{"messages":[1]}', '{"messages":[[1,null]]}', '{"messages":[{"kwargs":3}]}'),
+    '{"messages":[{"role":{},"content":{},"tool_calls":{}}]}',
+    '{"messages":[{"role":"user","content":[1,null,{"text":[]}],"tool_calls":[1,{"function":3}]}]}',
+    *('{"generations":[1]}', '{"generations":[[1,{"message":4}]]}', '{"choices":{}}', '{"choices":[{"index":"a","message":[]}]}'),
+    *('{"output":[1,{"type":3}]}', '{"input":[1,{"content":4}]}', '{"input":{"a":1},"instructions":[1]}'),
+    *('[{"role":3,"parts":4,"content":[{"type":"text","text":{}}]}]', '[{"toolCallId":3,"input":[]}]', '{"args":3,"kwargs":4}'),
+    *('{"temperature":"a","max_tokens":"1e400","n":[]}', '{"prompt_tokens":"x","completion_tokens":1e30}'),
+    *('[{"event.name":"gen_ai.choice","index":"a","message":{"tool_calls":[1]}}]', '{"function_tools":[1,{"name":[]}]}'),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_attribute_of_any_shape_fails_a_batch(seed: int, recorded: duckdb.DuckDBPyConnection) -> None:
+    """Whatever stands where a convention expects JSON, numbers or arrays: all spans are still there."""
+    chance = random.Random(seed)
+
+    def spoil(request: Request) -> None:
+        if not isinstance(request, ExportTraceServiceRequest):
+            return
+        for span in (s for r in request.resource_spans for scope in r.scope_spans for s in scope.spans):
+            for attribute in span.attributes:
+                kind, value = attribute.value.WhichOneof("value"), attribute.value
+                odds = {"string_value": 0.9 if value.string_value[:1] in ("[", "{", '"') else 0.05, "array_value": 0.5}
+                if chance.random() < odds.get(kind or "", 0.3):
+                    value.string_value = chance.choice(WRONG)
+
+    spoilt = transformed(frames(change=spoil))
+    counts = "select count(*) as spans, count(distinct (trace_id, span_id)) as ids from span_kinds"
+    assert rows(spoilt, counts) == rows(recorded, counts)
