@@ -2,8 +2,7 @@
 -- grain: one row per (trace_id, span_id) of an LLM or capture span
 -- kind: bucket
 -- Arguments are parsed JSON with the keys of the object sorted; text that is no JSON stays as it is. A message is written once,
--- in the OpenAI chat form that people and trainers read, and every comparison of messages is over the hash of that:
--- SHA-1, three times as fast as SHA-256 here, and a collision would gain nobody anything.
+-- in the OpenAI chat form that people and trainers read, and every comparison of messages is over the `hash` of that.
 -- `prompt` and `answers` are narrow but for the answers' own text: a prompt's text is in `prompt_messages` alone.
 with
 
@@ -66,7 +65,7 @@ select
         asked: list_transform(tool_calls[i], lambda c: c.id),
         tool_call_id: m.tool_call_id
     }), lambda m: m.role is not null), []) as prompt,
-    list_filter(list_transform(coalesce(texts, []), lambda t: sha1(t)), lambda h: h is not null) as prompt_hashes,
+    list_filter(list_transform(coalesce(texts, []), lambda t: sha256(t)), lambda h: h is not null) as prompt_hashes,
     case when first_user > 0 then coalesce(messages[first_user].text, '') end as first_user,
     coalesce(list_transform(list_filter(messages, lambda m: m.choice is not null), lambda m, k: {
         choice: m.choice, role: roles[places[k]], text: coalesce(m.text, ''), tool_calls: tool_calls[places[k]],

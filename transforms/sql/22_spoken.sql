@@ -48,7 +48,7 @@ written as (
         end::varchar) as texts,
         list_filter(list_transform(prompt, lambda m, i: case when m.role <> 'system' then prompt_hashes[i] end), lambda h: h is not null)
             as talk_hashes,
-        list_transform(texts, lambda t: sha1(t)) as response_hashes,
+        list_transform(texts, lambda t: sha256(t)) as response_hashes,
         list_filter(prompt, lambda m: m.role <> 'system' and m.tool_call_id is not null)[1].tool_call_id as first_result
     from said
 )

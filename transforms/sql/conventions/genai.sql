@@ -92,12 +92,12 @@ said as (
         list_transform(turns, lambda m, i: {
             choice: case when i > len(asked) then case when responses_api then 0 else i - len(asked) - 1 end end::int,
             role: m.role,
-            text: array_to_string(list_transform(m.parts, lambda p: case
+            text: coalesce(array_to_string(list_transform(m.parts, lambda p: case
                 when coalesce(p.type, 'text') <> 'text' then null
                 when len(calls[i]) > 0 and contains(p.content, '"type": "function_call"')
                     and len(list_filter(calls[i], lambda c: contains(p.content, c.id))) > 0 then null
                 else p.content
-            end), ''),
+            end), ''), ''),
             tool_calls: list_transform(calls[i], lambda p: {
                 id: case when not starts_with(p.id, 'fc_') then p.id else p.tool_call_id end,
                 name: p.name, arguments: coalesce(p.arguments ->> '$', '{}')

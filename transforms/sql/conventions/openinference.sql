@@ -42,7 +42,7 @@ duals as materialized (
             coalesce(attributes_str['gen_ai.input.messages'], attributes_json['gen_ai.input.messages'])
         )) as said
         from spans_unique
-        where oi_kind = 'LLM' and operation is not null
+        where oi_kind = 'LLM'
     )
     where said is not null
 ),
@@ -175,10 +175,9 @@ said as (
             role: case when m.part = 2 then 'assistant' else texts[m.role] end,
             text: coalesce(
                 texts[m.content],
-                case when len(m.contents) > 0 then array_to_string(list_transform(
-                    list_filter(m.contents, lambda c: coalesce(texts[c.type], 'text') in ('text', 'input_text', 'output_text')),
-                    lambda c: texts[c.text]
-                ), '') end,
+                case when len(m.contents) > 0 then array_to_string(list_transform(m.contents, lambda c: case
+                    when coalesce(texts[c.type], 'text') in ('text', 'input_text', 'output_text') then texts[c.text]
+                end), '') end,
                 case when m.function_result is not null then try(json_extract_string(texts[m.function_result], '$.content')) end
             ),
             tool_calls: list_transform(m.tool_calls, lambda c: {
