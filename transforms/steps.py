@@ -96,7 +96,7 @@ def views() -> tuple[Step, ...]:
 @cache
 def sql_sha256(method: str) -> str:
     """Identity of all SQL that a run depends on."""
-    more = (baselines(), pairs(), keys("spans"), keys("events"), keys("found"), keys("names"))
+    more = (baselines(), pairs(), keys("spans"), keys("events"), keys("outputs"), keys("found"), keys("names"))
     texts = [step.text for step in (*steps(method), *more)]
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 

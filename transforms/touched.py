@@ -28,8 +28,12 @@ def index_files(connection: duckdb.DuckDBPyConnection, lake: Lake, new: dict[str
         if not paths:
             continue
         connection.execute(f"create or replace temp view {signal} as {raw_rows(lake, signal, paths)}")
-        steps.create(connection, steps.keys(signal), {})
-        connection.execute(f"insert into indexed select node, kind, key, '{signal}', file, rows from new_keys")
+        indexes = [signal]
+        if signal == "spans" and count(connection, "select count(*) from spans where capture is not null"):
+            indexes.append("outputs")
+        for name in indexes:
+            steps.create(connection, steps.keys(name), {})
+            connection.execute(f"insert into indexed select node, kind, key, '{signal}', file, rows from new_keys")
         connection.execute(f"drop view {signal}")
     if not any(new.values()):
         return []
