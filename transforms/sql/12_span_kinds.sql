@@ -10,6 +10,11 @@ claimed_twice as (
     select trace_id, span_id from recognised group by all having count(*) > 1
 ),
 
+-- One number that says who goes before whom: precedence, then name.
+ranks as (
+    select convention, row_number() over (order by convention) as rank from (select distinct convention from recognised)
+),
+
 claims as (
     select recognised.* exclude (precedence, messages)
     from recognised
@@ -19,35 +24,36 @@ claims as (
 
     select
         trace_id, span_id,
-        arg_max(convention, (precedence, convention)) as convention,
-        arg_max(span_kind, (precedence, convention)) as span_kind,
-        arg_max(agent, (precedence, convention)) as agent,
-        arg_max(for_agent, (precedence, convention)) as for_agent,
-        arg_max(near_agent, (precedence, convention)) as near_agent,
-        arg_max(session_id, (precedence, convention)) as session_id,
-        arg_max(user_id, (precedence, convention)) as user_id,
-        arg_max(rollout_id, (precedence, convention)) as rollout_id,
-        arg_max(attempt, (precedence, convention)) as attempt,
-        arg_max(operation, (precedence, convention)) as operation,
-        arg_max(provider, (precedence, convention)) as provider,
-        arg_max(model, (precedence, convention)) as model,
-        arg_max(response_id, (precedence, convention)) as response_id,
-        arg_max(previous_response_id, (precedence, convention)) as previous_response_id,
-        arg_max(finish_reasons, (precedence, convention)) as finish_reasons,
-        arg_max(prompt_tokens, (precedence, convention)) as prompt_tokens,
-        arg_max(completion_tokens, (precedence, convention)) as completion_tokens,
-        arg_max(sampling, (precedence, convention)) as sampling,
-        arg_max(tools, (precedence, convention)) as tools,
-        arg_max(content, (precedence, convention)) as content,
+        arg_max(convention, precedence * 1000 + rank) as convention,
+        arg_max(span_kind, precedence * 1000 + rank) as span_kind,
+        arg_max(agent, precedence * 1000 + rank) as agent,
+        arg_max(for_agent, precedence * 1000 + rank) as for_agent,
+        arg_max(near_agent, precedence * 1000 + rank) as near_agent,
+        arg_max(session_id, precedence * 1000 + rank) as session_id,
+        arg_max(user_id, precedence * 1000 + rank) as user_id,
+        arg_max(rollout_id, precedence * 1000 + rank) as rollout_id,
+        arg_max(attempt, precedence * 1000 + rank) as attempt,
+        arg_max(operation, precedence * 1000 + rank) as operation,
+        arg_max(provider, precedence * 1000 + rank) as provider,
+        arg_max(model, precedence * 1000 + rank) as model,
+        arg_max(response_id, precedence * 1000 + rank) as response_id,
+        arg_max(previous_response_id, precedence * 1000 + rank) as previous_response_id,
+        arg_max(finish_reasons, precedence * 1000 + rank) as finish_reasons,
+        arg_max(prompt_tokens, precedence * 1000 + rank) as prompt_tokens,
+        arg_max(completion_tokens, precedence * 1000 + rank) as completion_tokens,
+        arg_max(sampling, precedence * 1000 + rank) as sampling,
+        arg_max(tools, precedence * 1000 + rank) as tools,
+        arg_max(content, precedence * 1000 + rank) as content,
         bool_or(failed) as failed,
-        arg_max(tool_name, (precedence, convention)) as tool_name,
-        arg_max(tool_call_id, (precedence, convention)) as tool_call_id,
-        arg_max(tool_arguments, (precedence, convention)) as tool_arguments,
-        arg_max(tool_result, (precedence, convention)) as tool_result,
-        arg_max(prompt_token_ids, (precedence, convention)) as prompt_token_ids,
-        arg_max(token_choices, (precedence, convention)) as token_choices
+        arg_max(tool_name, precedence * 1000 + rank) as tool_name,
+        arg_max(tool_call_id, precedence * 1000 + rank) as tool_call_id,
+        arg_max(tool_arguments, precedence * 1000 + rank) as tool_arguments,
+        arg_max(tool_result, precedence * 1000 + rank) as tool_result,
+        arg_max(prompt_token_ids, precedence * 1000 + rank) as prompt_token_ids,
+        arg_max(token_choices, precedence * 1000 + rank) as token_choices
     from recognised
     semi join claimed_twice using (trace_id, span_id)
+    join ranks using (convention)
     group by trace_id, span_id
 )
 
@@ -65,11 +71,11 @@ select
         spans.resource_attributes ->> '$."lightning.rollout.id"', nullif(spans.resource_attributes ->> '$."agentlightning.rollout_id"', '')
     ) end as resource_rollout_id,
     len(spans.links) as link_count,
-    list_has_any(map_keys(spans.attributes_str), ['evaluation.name', 'annotation.name', 'agentlightning.reward.0.name'])
+    len(list_filter(map_keys(spans.attributes_str), lambda k: k in ('evaluation.name', 'annotation.name', 'agentlightning.reward.0.name')
+            or starts_with(k, 'evaluations.') or starts_with(k, 'trace.evaluations.') or starts_with(k, 'session.evaluations.')
+            or starts_with(k, 'annotations.') or starts_with(k, 'trace.annotations.') or starts_with(k, 'session.annotations.'))) > 0
         or coalesce(spans.attributes_str['agentops.task.output'], spans.attributes_str['agentops.entity.output'], '')
             like '%"type"%"reward"%'
-        -- `~` means the whole text in DuckDB 1.5 and a part of it in 2.0.
-        or len(list_filter(map_keys(spans.attributes_str), lambda k: regexp_matches(k, '^((trace|session)\.)?(evaluations|annotations)\.'))) > 0
         as carries_evaluation,
     case when spans.capture is not null then 'capture' else coalesce(claims.span_kind, 'other') end as span_kind,
     claims.convention,

@@ -35,81 +35,76 @@ mine as not materialized (
         coalesce(attributes_str['gen_ai.system_instructions'], attributes_json['gen_ai.system_instructions'], details.system) as system_said,
         coalesce(attributes_str['gen_ai.input.messages'], attributes_json['gen_ai.input.messages'], details.input) as input_said,
         coalesce(attributes_str['gen_ai.output.messages'], attributes_json['gen_ai.output.messages'], details.output) as output_said,
-        case when json_valid(system_said) then system_said else to_json([{type: 'text', content: system_said}])::varchar end as system,
-        -- What was cut by a length limit is no JSON; a prompt of which a part is lost is no prompt.
-        case when json_valid(input_said) and (not starts_with(system_said, '[{') or json_valid(system_said) or system_said is null)
-            then input_said end as input,
-        case when json_valid(output_said) then output_said end as output,
         coalesce(attributes_str['openai.api.type'] = 'responses', false) as responses_api
     from spans_unique as spans
     left join details using (trace_id, span_id)
     where operation is not null or capture is not null
 ),
 
-turns as (
+-- Each document is read once; what was cut by a length limit is no JSON.
+documents as (
     select
-        trace_id, span_id,
-        case when system_said is not null and input is not null then [{
-            choice: null::int, role: 'system', finish_reason: null::varchar,
-            parts: from_json(system, '[{"type":"VARCHAR","content":"VARCHAR","id":"VARCHAR","tool_call_id":"VARCHAR","name":"VARCHAR","arguments":"JSON","response":"JSON","result":"JSON"}]')
-        }] else [] end
-        || list_transform(
-            coalesce(from_json(
-                case when not (operation = 'text_completion' and regexp_matches(input, '"content": ?[0-9]')) then input end,
-                '[{"role":"VARCHAR","parts":[{"type":"VARCHAR","content":"VARCHAR","id":"VARCHAR","tool_call_id":"VARCHAR","name":"VARCHAR","arguments":"JSON","response":"JSON","result":"JSON"}]}]'
-            ), []),
-            lambda m: {choice: null::int, role: m.role, finish_reason: null::varchar, parts: m.parts}
-        )
-        || list_transform(
-            coalesce(from_json(
-                output,
-                '[{"role":"VARCHAR","finish_reason":"VARCHAR","parts":[{"type":"VARCHAR","content":"VARCHAR","id":"VARCHAR","tool_call_id":"VARCHAR","name":"VARCHAR","arguments":"JSON","response":"JSON","result":"JSON"}]}]'
-            ), []),
-            lambda m, i: {choice: case when responses_api then 0 else i - 1 end::int, role: m.role, finish_reason: m.finish_reason, parts: m.parts}
-        ) as turns
+        *,
+        case when span_kind = 'llm' then try(from_json(
+            system_said,
+            '[{"type":"VARCHAR","content":"VARCHAR","id":"VARCHAR","tool_call_id":"VARCHAR","name":"VARCHAR","arguments":"JSON","response":"JSON","result":"JSON"}]'
+        )) end as system_parts,
+        case when span_kind = 'llm' and not (operation = 'text_completion' and regexp_matches(input_said, '"content": ?[0-9]')) then try(from_json(
+            input_said,
+            '[{"role":"VARCHAR","finish_reason":"VARCHAR","parts":[{"type":"VARCHAR","content":"VARCHAR","id":"VARCHAR","tool_call_id":"VARCHAR","name":"VARCHAR","arguments":"JSON","response":"JSON","result":"JSON"}]}]'
+        )) end as input_turns,
+        case when span_kind = 'llm' then try(from_json(
+            output_said,
+            '[{"role":"VARCHAR","finish_reason":"VARCHAR","parts":[{"type":"VARCHAR","content":"VARCHAR","id":"VARCHAR","tool_call_id":"VARCHAR","name":"VARCHAR","arguments":"JSON","response":"JSON","result":"JSON"}]}]'
+        )) end as output_turns
     from mine
-    where span_kind = 'llm'
 ),
 
-sorted as (
+-- A prompt of which a part is lost is no prompt; instructions that are no JSON are plain text.
+turns as (
     select
-        trace_id, span_id,
-        list_transform(turns, lambda m: {
-            choice: m.choice, role: m.role, finish_reason: m.finish_reason,
-            texts: list_filter(coalesce(m.parts, []), lambda p: coalesce(p.type, 'text') = 'text'),
-            calls: list_filter(coalesce(m.parts, []), lambda p: p.type = 'tool_call'),
-            results: list_filter(coalesce(m.parts, []), lambda p: p.type = 'tool_call_response')
-        }) as turns
+        *,
+        case
+            when starts_with(system_said, '[{') and system_parts is null then []
+            else case when system_said is not null and (input_turns is not null or json_valid(input_said)) then [{
+                role: 'system', finish_reason: null::varchar,
+                parts: coalesce(system_parts, case when not json_valid(system_said) then from_json(
+                    json_array(json_object('type', 'text', 'content', system_said)),
+                    '[{"type":"VARCHAR","content":"VARCHAR","id":"VARCHAR","tool_call_id":"VARCHAR","name":"VARCHAR","arguments":"JSON","response":"JSON","result":"JSON"}]'
+                ) end)
+            }] else [] end || coalesce(input_turns, [])
+        end as asked,
+        asked || coalesce(output_turns, []) as turns
+    from documents
+),
+
+spoken as (
+    select
+        *,
+        list_transform(turns, lambda m: list_filter(m.parts, lambda p: p.type = 'tool_call')) as calls,
+        list_transform(turns, lambda m: list_filter(m.parts, lambda p: p.type = 'tool_call_response')) as results
     from turns
 ),
 
 said as (
     select
-        trace_id, span_id,
-        flatten(list_transform(turns, lambda m:
-            list_transform(m.results, lambda p: {
-                choice: null::int, role: 'tool', text: coalesce(p.response, p.result) ->> '$',
-                tool_calls: null::struct(id varchar, name varchar, arguments varchar)[],
-                tool_call_id: coalesce(p.id, p.tool_call_id), finish_reason: null::varchar
-            })
-            -- What stands beside tool results in one message is said after them.
-            || case when len(m.results) = 0 or len(m.texts) > 0 or len(m.calls) > 0 then [{
-                choice: m.choice, role: m.role,
-                text: array_to_string(list_transform(
-                    list_filter(m.texts, lambda p: not (
-                        contains(p.content, '"type": "function_call"')
-                        and len(list_filter(m.calls, lambda c: contains(p.content, c.id))) > 0
-                    )),
-                    lambda p: p.content
-                ), ''),
-                tool_calls: list_transform(m.calls, lambda p: {
-                    id: case when not starts_with(p.id, 'fc_') then p.id else p.tool_call_id end,
-                    name: p.name, arguments: coalesce(p.arguments ->> '$', '{}')
-                }),
-                tool_call_id: null::varchar, finish_reason: m.finish_reason
-            }] else [] end
-        )) as messages
-    from sorted
+        *,
+        list_transform(turns, lambda m, i: {
+            choice: case when i > len(asked) then case when responses_api then 0 else i - len(asked) - 1 end end::int,
+            role: m.role,
+            text: coalesce(array_to_string(list_transform(m.parts, lambda p: case
+                when coalesce(p.type, 'text') <> 'text' then null
+                when len(calls[i]) > 0 and contains(p.content, '"type": "function_call"')
+                    and len(list_filter(calls[i], lambda c: contains(p.content, c.id))) > 0 then null
+                else p.content
+            end), ''), ''),
+            tool_calls: list_transform(calls[i], lambda p: {
+                id: case when not starts_with(p.id, 'fc_') then p.id else p.tool_call_id end,
+                name: p.name, arguments: coalesce(p.arguments ->> '$', '{}')
+            }),
+            tool_call_id: null::varchar, finish_reason: m.finish_reason
+        }) as messages
+    from spoken
 )
 
 select
@@ -148,14 +143,13 @@ select
         'stop', attributes_json['gen_ai.request.stop_sequences']::json,
         'n', attributes_int['gen_ai.request.choice.count']
     ) end::varchar as sampling,
-    case when span_kind = 'llm' then from_json(
-        case when json_valid(coalesce(attributes['gen_ai.tool.definitions'], attributes_json['gen_ai.tool.definitions']))
-            then coalesce(attributes['gen_ai.tool.definitions'], attributes_json['gen_ai.tool.definitions']) end, '["VARCHAR"]'
-    ) end as tools,
+    case when span_kind = 'llm' then try(from_json(
+        coalesce(attributes['gen_ai.tool.definitions'], attributes_json['gen_ai.tool.definitions']), '["VARCHAR"]'
+    )) end as tools,
     null::varchar as content,
     -- A stream that broke off ends well by its status, with an empty finish reason.
     span_kind = 'llm' and coalesce(attributes_bool['gen_ai.is_streaming'], false)
-        and coalesce(regexp_matches(output, '"finish_reason": ?""'), false) as failed,
+        and coalesce(output_turns is not null and regexp_matches(output_said, '"finish_reason": ?""'), false) as failed,
     case when span_kind = 'tool' then tool_name end as tool_name,
     case when span_kind = 'tool' then tool_call_id end as tool_call_id,
     case when span_kind = 'tool' then coalesce(attributes['gen_ai.tool.call.arguments'], attributes_json['gen_ai.tool.call.arguments']) end as tool_arguments,
@@ -165,8 +159,20 @@ select
             then coalesce(try_cast(attributes['gen_ai.tool.call.result'] as json) ->> '$', attributes['gen_ai.tool.call.result'])
         when span_kind = 'tool' then coalesce(attributes['gen_ai.tool.call.result'], attributes_json['gen_ai.tool.call.result'])
     end as tool_result,
-    said.messages,
+    -- What stands beside tool results in one message is said after them.
+    case
+        when span_kind <> 'llm' then null
+        when not list_bool_or(list_transform(results, lambda r: len(r) > 0)) then messages
+        else flatten(list_transform(messages, lambda m, i:
+            list_transform(results[i], lambda p: {
+                choice: null::int, role: 'tool', text: coalesce(p.response, p.result) ->> '$',
+                tool_calls: null::struct(id varchar, name varchar, arguments varchar)[],
+                tool_call_id: coalesce(p.id, p.tool_call_id), finish_reason: null::varchar
+            })
+            || case when coalesce(len(results[i]), 0) = 0 or len(m.tool_calls) > 0
+                or len(list_filter(turns[i].parts, lambda p: coalesce(p.type, 'text') = 'text')) > 0 then [m] else [] end
+        ))
+    end as messages,
     null::int[] as prompt_token_ids,
     null::struct(token_ids int[], logprobs double[])[] as token_choices
-from mine
-left join said using (trace_id, span_id)
+from said
