@@ -87,7 +87,7 @@ def run_gate(lake: Path, candidate: str, config: GateConfig, transform: Transfor
     rollouts = f"gate-{secrets.token_hex(4)}"
     planned = {version: _plan(rollouts, version, tasks, seed) for version in (champion, candidate)}
     played = [planned[champion], planned[candidate]]
-    if config.reuse and (earlier := _played(policies, champion, basis)):
+    if config.reuse and (earlier := played_before(policies, champion, basis)):
         planned[champion] = _plan(earlier, champion, tasks, seed)
         played = [planned[candidate]]
     with (
@@ -132,7 +132,7 @@ def run_gate(lake: Path, candidate: str, config: GateConfig, transform: Transfor
     return result
 
 
-def _played(policies: Policies, version: str, basis: str) -> str | None:
+def played_before(policies: Policies, version: str, basis: str) -> str | None:
     """Where a version was played before on this very basis: how those rollouts' ids begin. None: nowhere."""
     gate = policies.get(version).gate
     return gate["rollouts"] if gate is not None and gate.get("basis") == basis and not gate["missing"] else None

@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 from otel_lightning.app.errors import ConfigError
-from otel_lightning.store.policies import file_sha256
+from otel_lightning.store.policies import Policies, file_sha256
 from otel_lightning.training.config import TrainConfig
 from otel_lightning.training.driver import Driver, Task
-from otel_lightning.training.gate import decide
+from otel_lightning.training.gate import decide, played_before
 
 ROOT = Path(__file__).parents[2]
 
@@ -181,3 +181,18 @@ def test_a_task_file_that_is_off_names_file_and_line(tmp_path: Path) -> None:
     path.write_text('{"task_id": "a"}\n{"id": "b"}\n')
     with pytest.raises(ConfigError, match=r"tasks\.jsonl:2"):
         read_tasks(path)
+
+
+def test_a_gate_reuses_only_what_was_played_whole_and_on_the_same_basis(tmp_path: Path) -> None:
+    policies = Policies(tmp_path / "policies")
+    gates = [
+        None,
+        {"basis": "b", "rollouts": "gate-1", "missing": 0},
+        {"basis": "b", "rollouts": "gate-2", "missing": 3},
+    ]
+    for gate in gates:
+        version = policies.publish(lambda folder: (folder / "config.json").write_text("{}"), {}).version
+        if gate is not None:
+            policies.write_gate(version, gate)
+    assert [played_before(policies, version, "b") for version in policies.versions()] == [None, "gate-1", None]
+    assert played_before(policies, policies.versions()[1], "other tasks, seed or command") is None
