@@ -72,6 +72,9 @@ class OptimConfig(Config):
     epochs: float | None = Field(default=None, gt=0)
     batch_rollouts: int = Field(default=32, gt=0)
     micro_tokens: int = Field(default=8192, gt=0, description="padded tokens of one forward pass")
+    gradient_checkpointing: bool = Field(
+        default=False, description="compute activations again in the backward pass: a third slower, far less memory"
+    )
     warmup_steps: int = Field(default=5, ge=0)
     hold: float = Field(default=0.0, ge=0, lt=1, description="share of the steps at full rate before the decay")
     final_lr: float = Field(default=0.05, ge=0, le=1, description="share of lr left at the end")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from otel_lightning.app.errors import LightningError
+from otel_lightning.app.errors import ConfigError, LightningError
 from otel_lightning.app.progress import progress
 from otel_lightning.store.policies import Policies
 from otel_lightning.training import checkpoint, models
@@ -55,6 +55,8 @@ class Job:
 def run_job(config: TrainConfig, *, dry_run: bool) -> int:
     """Run the configured job to its end; 0 also when the gate refused, which is an answer and not an error."""
     accelerator = Accelerator()
+    if accelerator.mixed_precision not in ("no", "bf16"):
+        raise ConfigError(f"mixed precision {accelerator.mixed_precision} is not supported; use bf16 or no")
     folder, parent = models.source_folder(config)
     if config.data.lake is not None and config.data.transform is not None and config.rollouts is None:
         if accelerator.is_main_process:

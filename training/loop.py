@@ -59,6 +59,8 @@ class Learner:
 
     def __init__(self, model: Any, algorithm: Algorithm, optim: OptimConfig, accelerator: Accelerator) -> None:
         self.model = model.to(accelerator.device)
+        if optim.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.algorithm, self.optim, self.accelerator = algorithm, optim, accelerator
         self.optimizer = torch.optim.AdamW(
             [p for p in self.model.parameters() if p.requires_grad],
@@ -77,7 +79,8 @@ class Learner:
     def step(self, rows: Sequence[Row], lr: float) -> dict[str, float]:
         """One optimiser step over `rows`; returns loss, gradient norm and what describes the update.
 
-        LightningError, before anything changes, when the loss or a gradient is not a number: it names the rows.
+        LightningError, before anything changes, when the loss or a gradient is not a number (it names the rows) or a pass
+        does not fit the accelerator's memory (it names what to lower).
         """
         self.model.train()
         rollouts = {row.rollout_id for row in rows}
@@ -90,14 +93,17 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         for part in self._micro_batches(rows, mine):
             chosen = [rows[index] for index in part]
-            loss, seen = self._loss(chosen, [scale[index] for index in part])
-            if not math.isfinite(loss.item()):
-                names = ", ".join(row.row_id for row in chosen[:3])
-                raise LightningError(
-                    f"the loss is not a number on rows {names} (of {len(chosen)}); nothing was changed"
-                )
-            if loss.requires_grad:
-                loss.backward()
+            try:
+                loss, seen = self._loss(chosen, [scale[index] for index in part])
+                if not math.isfinite(loss.item()):
+                    names = ", ".join(row.row_id for row in chosen[:3])
+                    raise LightningError(
+                        f"the loss is not a number on rows {names} (of {len(chosen)}); nothing was changed"
+                    )
+                if loss.requires_grad:
+                    loss.backward()
+            except torch.OutOfMemoryError:
+                raise LightningError(self._too_large(chosen)) from None
             for key, value in {"loss": loss.item(), **seen}.items():
                 totals[key] = totals.get(key, 0.0) + value
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -121,6 +127,20 @@ class Learner:
             "rollouts": len(rollouts),
             **means,
         }
+
+    def _too_large(self, rows: list[Row]) -> str:
+        longest = max(len(row.token_ids) for row in rows)
+        ways = [] if len(rows) == 1 else [f"lower optim.micro_tokens (now {self.optim.micro_tokens})"]
+        ways += [] if self.optim.gradient_checkpointing else ["set optim.gradient_checkpointing: true"]
+        ways += (
+            []
+            if self.accelerator.mixed_precision == "bf16"
+            else ["start with accelerate launch --mixed_precision bf16"]
+        )
+        return (
+            f"{self.accelerator.device} has too little memory for a pass of {len(rows)} x {longest} tokens; "
+            f"{', or '.join(ways) or 'leave out the longest rows with data.where'}; nothing was changed"
+        )
 
     def _scale(self, row: Row, trained_tokens: float, rollouts: int) -> float:
         divisor = max(trained_tokens, 1.0)
@@ -191,11 +211,12 @@ class Learner:
         return row.logprobs
 
     def _logits(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        if self._head is None:
-            return self.model(input_ids=ids, use_cache=False).logits[:, :-1][mask]
-        # No attention mask: rows are padded on the right, and a causal model never looks there.
-        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-        return self._head(hidden[mask])
+        with self.accelerator.autocast():
+            if self._head is None:
+                return self.model(input_ids=ids, use_cache=False).logits[:, :-1][mask]
+            # No attention mask: rows are padded on the right, and a causal model never looks there.
+            hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+            return self._head(hidden[mask])
 
     def _sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
         for parameter in parameters:

@@ -53,7 +53,7 @@ def learner(checkpoint: Path, algorithm: Any, **optim: Any) -> Learner:
 def weights_after(checkpoint: Path, algorithm: Any, data: list[Row], **optim: Any) -> torch.Tensor:
     made = learner(checkpoint, algorithm, **optim)
     made.step(data, 1e-2)
-    return torch.cat([p.detach().flatten() for p in made.model.parameters()])
+    return torch.cat([p.detach().flatten().cpu() for p in made.model.parameters()])
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,30 @@ def test_micro_batches_and_row_order_change_nothing(checkpoint: Path, algorithm:
 def gradient(checkpoint: Path, algorithm: Any, data: list[Row], **optim: Any) -> torch.Tensor:
     made = learner(checkpoint, algorithm, **optim, clip_norm=1e9)
     made.step(data, 0.0)
-    return torch.cat([p.grad.flatten() for p in made.model.parameters() if p.grad is not None])
+    return torch.cat([p.grad.flatten().cpu() for p in made.model.parameters() if p.grad is not None])
+
+
+def test_checkpointed_activations_give_the_same_gradient(checkpoint: Path) -> None:
+    data = rows()
+    plain = gradient(checkpoint, Grpo(name="grpo"), data)
+    assert torch.allclose(gradient(checkpoint, Grpo(name="grpo"), data, gradient_checkpointing=True), plain, atol=1e-7)
+    made = learner(checkpoint, Grpo(name="grpo"), gradient_checkpointing=True)
+    assert made.model.is_gradient_checkpointing
+
+
+def test_too_little_memory_costs_one_line_that_says_what_to_lower(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = learner(checkpoint, Grpo(name="grpo"))
+    before = [p.detach().clone() for p in made.model.parameters()]
+
+    def too_large(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("tried to allocate 1.39 GiB")
+
+    monkeypatch.setattr(made, "_logits", too_large)
+    with pytest.raises(LightningError, match=r"optim\.micro_tokens \(now 8192\), or set optim\.gradient_checkpointing"):
+        made.step(rows(), 1e-2)
+    assert all(torch.equal(a, b) for a, b in zip(before, made.model.parameters(), strict=True))
 
 
 def test_the_gradient_is_that_of_the_written_formula(checkpoint: Path) -> None:
