@@ -554,6 +554,8 @@ def _connect(config: TransformConfig, own: OwnSql, lake: Lake) -> Iterator[duckd
         connection.execute(f"set memory_limit = '{int(config.memory_mb * DUCKDB_SHARE)}MiB'")
         connection.execute(f"set temp_directory = {steps.literal(str(scratch / 'spill'))}")
         connection.execute("set preserve_insertion_order = false")
+        # Few rows are expected on one side of an asof join where there are many; a nested loop is then quadratic.
+        connection.execute("set asof_loop_join_threshold = 0")
         if config.threads is not None:
             connection.execute(f"set threads = {config.threads:d}")
         lock(connection, lake.root)  # the user's SQL runs in it too

@@ -15,10 +15,74 @@ links as (
     having count(distinct target) = 1
 ),
 
-keyed as (
+calls as (
     select
-        trace_id, span_id, response_id, start_unix_nano, end_unix_nano, talk_hashes, len(talk_hashes) as length, has_user,
+        rowid as call, trace_id, span_id, response_id, start_unix_nano, end_unix_nano, talk_hashes, len(talk_hashes) as length, has_user,
         previous_response_id, answers_tool_call_id, asked, choices, response_hashes,
+        explicit_rollout_id, session_id, conversation_id,
+        case when scope_span_id is null then service_instance_id end as bare_in
+    from call_facts
+    where not judge
+),
+
+prefixes as materialized (
+    select
+        call, i,
+        sum((md5_number(hash || i)::uhugeint >> 32)::hugeint) over (partition by call order by i rows unbounded preceding) as prefix
+    from (select call, unnest(talk_hashes) as hash, generate_subscripts(talk_hashes, 1) as i from calls)
+),
+
+-- Each prompt with each of its answers, and the prompts that begin so.
+answered as materialized (
+    select
+        answers.call, choice,
+        coalesce(prefix, 0) + (md5_number(response_hash || (length + 1))::uhugeint >> 32)::hugeint as prefix
+    from (
+        select call, length, unnest(choices) as choice, unnest(response_hashes) as response_hash
+        from calls
+        where has_user
+    ) as answers
+    left join prefixes on prefixes.call = answers.call and prefixes.i = answers.length
+),
+
+continued as materialized (
+    select call, prefix
+    from prefixes
+    semi join answered using (prefix)
+    where i > 1
+),
+
+heard as (
+    select call, 'prompt' as found_by, prefix::varchar as said from continued
+    union all
+    select call, 'previous_response_id', previous_response_id from calls where previous_response_id is not null
+    union all
+    select call, 'tool_call_id', answers_tool_call_id from calls where answers_tool_call_id is not null
+),
+
+-- What nobody heard is left out before anything is made of it.
+answers as (
+    select call, choice, 'prompt' as found_by, prefix::varchar as said
+    from answered
+    semi join continued using (prefix)
+
+    union all
+
+    select call, coalesce(choices[1], 0), 'previous_response_id', response_id
+    from calls
+    where response_id in (select previous_response_id from calls)
+
+    union all
+
+    select call, asked.choice, 'tool_call_id', asked.id
+    from (select call, unnest(asked) as asked from calls where len(asked) > 0)
+    where asked.id in (select answers_tool_call_id from calls)
+),
+
+-- Where a prompt and what continues it must both be; never in two rollouts that are named.
+scopes as (
+    select
+        call,
         list_transform(list_filter([
             't' || trace_id,
             'r' || explicit_rollout_id,
@@ -26,75 +90,21 @@ keyed as (
             'c' || conversation_id,
             'l' || target,
             case when linked_to then 'l' || trace_id end,
-            case when scope_span_id is null then 'i' || service_instance_id || ' ' || coalesce(session_id, '') end
+            'i' || bare_in || ' ' || coalesce(session_id, '')
         ], lambda s: s is not null), lambda s: s || ' ' || coalesce(explicit_rollout_id, '')) as scopes
-    from call_facts
+    from calls
     left join links using (trace_id)
     left join (select distinct target as trace_id, true as linked_to from links) as targets using (trace_id)
-    where not judge
-),
-
-turns as (
-    select trace_id, span_id, i, (md5_number(hash || i)::uhugeint >> 32)::hugeint as value
-    from (select trace_id, span_id, unnest(talk_hashes) as hash, generate_subscripts(talk_hashes, 1) as i from keyed)
-),
-
-totals as (
-    select trace_id, span_id, sum(value) as total from turns group by trace_id, span_id
-),
-
-answers as (
-    select
-        trace_id, span_id, choice, length, end_unix_nano, scopes, 'prompt' as found_by,
-        (coalesce(total, 0) + (md5_number(response_hash || (length + 1))::uhugeint >> 32)::hugeint)::varchar as said
-    from (
-        select keyed.*, unnest(choices) as choice, unnest(response_hashes) as response_hash
-        from keyed
-        where has_user
-    )
-    left join totals using (trace_id, span_id)
-
-    union all
-
-    select trace_id, span_id, coalesce(choices[1], 0), length, end_unix_nano, ['any'], 'previous_response_id', response_id
-    from keyed
-    where response_id is not null
-
-    union all
-
-    select trace_id, span_id, call.choice, length, end_unix_nano, ['any'], 'tool_call_id', call.id
-    from (select *, unnest(asked) as call from keyed where len(asked) > 0)
-    where call.id is not null
-),
-
-prefixes as (
-    select trace_id, span_id, i, sum(value) over (partition by trace_id, span_id order by i) as prefix
-    from turns
-),
-
-heard as (
-    select prefixes.trace_id, prefixes.span_id, keyed.start_unix_nano, keyed.scopes, 'prompt' as found_by, prefix::varchar as said
-    from prefixes
-    semi join (select distinct said from answers where found_by = 'prompt') as known on known.said = prefixes.prefix::varchar
-    join keyed using (trace_id, span_id)
-    where i > 1
-
-    union all
-
-    select trace_id, span_id, start_unix_nano, ['any'], 'previous_response_id', previous_response_id
-    from keyed
-    where previous_response_id is not null
-
-    union all
-
-    select trace_id, span_id, start_unix_nano, ['any'], 'tool_call_id', answers_tool_call_id
-    from keyed
-    where answers_tool_call_id is not null
 ),
 
 -- Candidates that say the same in one scope: how long, how many, and for each time of ending who is first by id.
 spoken_in as (
-    select trace_id, span_id, choice, length, end_unix_nano, found_by, said, unnest(scopes) as scope from answers
+    select
+        trace_id, span_id, choice, length, end_unix_nano, found_by, said,
+        unnest(case when found_by = 'prompt' then scopes else ['any'] end) as scope
+    from answers
+    join calls using (call)
+    join scopes using (call)
 ),
 
 groups as (
@@ -117,7 +127,12 @@ counts as (
 ),
 
 heard_in as (
-    select trace_id, span_id, start_unix_nano, found_by, said, unnest(scopes) as scope from heard
+    select
+        call, trace_id, span_id, start_unix_nano, found_by, said,
+        unnest(case when found_by = 'prompt' then scopes else ['any'] end) as scope
+    from heard
+    join calls using (call)
+    join scopes using (call)
 ),
 
 matched as (
@@ -127,16 +142,16 @@ matched as (
 ),
 
 longest as (
-    select trace_id, span_id, max(length) as length from matched group by trace_id, span_id
+    select call, max(length) as length from matched group by call
 ),
 
 candidates as (
     select
-        matched.trace_id, matched.span_id, matched.start_unix_nano, matched.found_by, matched.candidates,
+        matched.call, matched.trace_id, matched.span_id, matched.start_unix_nano, matched.found_by, matched.candidates,
         coalesce(ends.first, matched.last) as parent,
         coalesce(ends.end_unix_nano, matched.last_unix_nano) as end_unix_nano
     from matched
-    semi join longest using (trace_id, span_id, length)
+    semi join longest using (call, length)
     asof left join ends
         on ends.scope = matched.scope and ends.found_by = matched.found_by and ends.said = matched.said
         and ends.end_unix_nano <= matched.start_unix_nano
@@ -146,10 +161,10 @@ ranked as (
     select
         *,
         row_number() over (
-            partition by trace_id, span_id order by end_unix_nano <= start_unix_nano desc, end_unix_nano desc, parent, found_by
+            partition by call order by end_unix_nano <= start_unix_nano desc, end_unix_nano desc, parent, found_by
         ) as place,
-        max(candidates) over (partition by trace_id, span_id) as most,
-        min(parent) over (partition by trace_id, span_id) <> max(parent) over (partition by trace_id, span_id) as differ
+        max(candidates) over (partition by call) as most,
+        min(parent) over (partition by call) <> max(parent) over (partition by call) as differ
     from candidates
     where (trace_id, span_id) <> (parent[1], parent[2])
 )
