@@ -32,6 +32,10 @@ from otel_lightning.store.lake import Lake
 LOG = logging.getLogger("lightning-collect")
 DAY_NANO = 86_400 * 10**9
 GROUP_BYTES = 8 << 20  # more than this in one fsync only makes the first of them wait
+# While several requests are under way at a time, the writer waits this long for those that were under way with the ones it
+# has: an fsync for each would cost more than the wait. Large groups do not wait.
+COMPANY_S, COMPANY_STEP_S = 0.001, 0.0002
+COMPANY_BYTES = 1 << 20
 RETRY_S = 1.0  # a disk that refused is tried again after this long
 SPACE_CHECK_S = 0.5  # how old the figure for free space may be
 
@@ -111,6 +115,7 @@ class Ingest:
         self._sealed: queue.SimpleQueue[int | _Flush | None] = queue.SimpleQueue()
         self._closed = False
         self._deletions = self.acceptance.deletions
+        self._company = 1  # how many requests were under way when the last group was written
         self._began: deque[int] = deque()  # when each segment that is not Parquet yet began
         self._roll_error: str | None = None
         self._write_error: str | None = None
@@ -257,10 +262,19 @@ class Ingest:
                     size += len(item[0].body)
                 if size >= GROUP_BYTES:
                     break
+                if self._inbox.empty() and not flushes and len(batch) < self._company and size < COMPANY_BYTES:
+                    self._wait_for(self._company - len(batch))
                 item = self._inbox.get_nowait()
         except queue.Empty:
             pass
         return batch, flushes, False
+
+    def _wait_for(self, requests: int) -> None:
+        """Give so many requests the time to arrive; asleep, since waking for each of them is what would cost."""
+        until = time.monotonic() + COMPANY_S
+        while self._inbox.qsize() < requests and time.monotonic() < until:
+            time.sleep(COMPANY_STEP_S)
+        self._company = 1  # those that did not come are not waited for again
 
     def _append(self, batch: list[_Item]) -> None:
         batch = self._current(batch)
@@ -283,6 +297,7 @@ class Ingest:
             self._refuse(batch, size, error)
             return
         self._write_error = None
+        self._company = len(batch) + self._inbox.qsize()
         if began is None or self._wal.began_unix_nano != began:
             self._began.append(now)
         with self._lock:
