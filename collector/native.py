@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from otel_lightning.collector.wal import Frame
 
 Bytes = bytes | bytearray | memoryview
-ABI = 3  # wire.c's WIRE_ABI: a library built from an older file is not used
+ABI = 4  # wire.c's WIRE_ABI: a library built from an older file is not used
 SHORT_BYTES = 64 << 10
 VARIABLE = "LIGHTNING_COLLECT_DECODER"
 LIBRARY = Path(__file__).with_name("wire" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so"))
@@ -66,6 +66,7 @@ class _Column(ctypes.Structure):
         ("shared", ctypes.c_int64),
         ("slots", ctypes.c_void_p),
         ("slot_room", ctypes.c_int64),
+        ("last", ctypes.c_int64),
     ]
 
 

@@ -23,7 +23,7 @@
 #endif
 
 #define EXPORT __attribute__((visibility("default")))
-#define WIRE_ABI 3
+#define WIRE_ABI 4
 #define MAX_DEPTH 20
 /* Ordinary sizes; what is larger is for the Python path to judge. */
 #define MANY 10000          /* attributes, events and links of one span together */
@@ -44,8 +44,8 @@ typedef struct { uint8_t *p; int64_t n, room; } Buf;
 typedef struct { uint32_t hash, id; } Slot; /* id is one more than the text's place; 0 is an empty slot */
 /* One leaf of the table. A string column has offsets; `valid` is one byte a row until it is packed to bits. Agents send
    their history again with every call: while `shared`, data and offsets hold each text once, in order of appearance,
-   and `index` says which one a row has. */
-typedef struct { Buf data, offsets, valid, index; int64_t rows, nulls, count, shared; Slot *slots; int64_t slot_room; } Column;
+   and `index` says which one a row has; `last` is one more than the one put last where the next is likely the same. */
+typedef struct { Buf data, offsets, valid, index; int64_t rows, nulls, count, shared; Slot *slots; int64_t slot_room, last; } Column;
 typedef struct { Str body; uint64_t received, seq; } Frame;
 typedef struct { Str text[8]; int has[8]; int64_t id[8]; } Context; /* id: place among the shared texts, -1 before */
 typedef struct { Str span; uint64_t trace[2], start, seq, received; int64_t context; } Row;
@@ -73,6 +73,7 @@ typedef struct {
     int64_t row, place, id; /* the last span that had it, where in its attributes; its place among the shared keys */
     int group, moved;
     uint32_t next;          /* one more than the key that came after it last time, very likely again: 0 before */
+    int64_t last;           /* one more than the place of its last value among the shared texts, very likely again */
 } Key;
 
 typedef struct {
@@ -149,11 +150,31 @@ static inline int next(It *it) {
 #define FIELDS(message) It it = {(message).p, (message).p + (message).n, 0, 0, 0, {0, 0}}; int more; while ((more = next(&it)) > 0)
 #define ONCE(wanted) TRY(it.wire == (wanted) && !(seen & 1u << it.field)); seen |= 1u << it.field
 
+static inline uint64_t eight(const uint8_t *p) { uint64_t w; memcpy(&w, p, 8); return w; }
+static inline uint64_t four(const uint8_t *p) { uint32_t w; memcpy(&w, p, 4); return w; }
+
+#define HIGH_BITS 0x8080808080808080u
+
+static inline int is_ascii(Str s) {
+    const uint8_t *p = s.p, *end = s.p + s.n;
+    uint64_t all = 0;
+    if (s.n >= 8) {
+        for (; end - p >= 64; p += 64) {
+            for (int i = 0; i < 64; i += 8) all |= eight(p + i);
+            TRY(!(all & HIGH_BITS));
+        }
+        for (; end - p >= 8; p += 8) all |= eight(p);
+        all |= eight(end - 8);
+    } else if (s.n >= 4) all = four(p) | four(end - 4);
+    else while (p < end) all |= *p++;
+    return !(all & HIGH_BITS);
+}
+
 static int utf8(Str s) {
+    if (is_ascii(s)) return 1;
     const uint8_t *p = s.p, *end = s.p + s.n;
     while (p < end) {
-        uint64_t eight[2];
-        while (end - p >= 16 && (memcpy(eight, p, 16), !((eight[0] | eight[1]) & 0x8080808080808080u))) p += 16;
+        while (end - p >= 16 && !((eight(p) | eight(p + 8)) & HIGH_BITS)) p += 16;
         if (p == end) return 1;
         uint8_t a = *p++;
         if (a < 0x80) continue;
@@ -184,7 +205,57 @@ static int any(Str message, Kv *out) {
     return more == 0;
 }
 
+/* A length of up to three bytes; where it ends, or NULL. */
+static inline const uint8_t *length_at(const uint8_t *p, const uint8_t *end, size_t *n) {
+    size_t v = 0;
+    for (int shift = 0; shift < 21; shift += 7) {
+        if (p == end) return NULL;
+        uint8_t b = *p++;
+        v |= (size_t)(b & 127) << shift;
+        if (b < 128) { *n = v; return p; }
+    }
+    return NULL;
+}
+
+/* What nearly every attribute is, byte for byte: a key and a scalar, nothing else. 0 says nothing: `key_value` looks. */
+static inline int usual_key_value(Str message, Kv *out) {
+    const uint8_t *p = message.p, *end = message.p + message.n;
+    size_t n;
+    TRY(message.n >= 6 && p[0] == (1 << 3 | 2) && p[1] < 128 && (size_t)p[1] + 6 <= message.n);
+    out->key = (Str){p + 2, p[1]};
+    p += 2 + p[1];
+    TRY(p[0] == (2 << 3 | 2));
+    TRY((p = length_at(p + 1, end, &n)) && n >= 2 && n == (size_t)(end - p));
+    out->dead = 0;
+    switch (*p++) {
+    case TEXT << 3 | 2:
+        out->kind = TEXT;
+        TRY((p = length_at(p, end, &n)) && n == (size_t)(end - p));
+        out->text = (Str){p, n};
+        return 1;
+    case BOOL << 3:
+        out->kind = BOOL;
+        out->number = *p;
+        return *p <= 1 && end - p == 1;
+    case INT << 3: {
+        uint64_t v;
+        out->kind = INT;
+        TRY(varint(&p, end, &v) && p == end);
+        out->number = (int64_t)v;
+        return 1;
+    }
+    case DOUBLE << 3 | 1:
+        out->kind = DOUBLE;
+        TRY(end - p == 8);
+        memcpy(&out->real, p, 8);
+        return 1;
+    default:
+        return 0;
+    }
+}
+
 static int key_value(Str message, Kv *out) {
+    if (usual_key_value(message, out)) return 1;
     uint32_t seen = 0;
     out->key = (Str){(const uint8_t *)"", 0};
     out->kind = NONE;
@@ -437,8 +508,7 @@ EXPORT int wire_abi(void) { return WIRE_ABI; }
 
 /* ---- writing columns ---- */
 
-static int reserve(Buf *b, int64_t more) {
-    if (b->room - b->n >= more) return 1;
+static int grow(Buf *b, int64_t more) {
     int64_t room = b->room ? b->room : 4096;
     while (room - b->n < more) room *= 2;
     uint8_t *p = realloc(b->p, (size_t)room);
@@ -447,6 +517,8 @@ static int reserve(Buf *b, int64_t more) {
     b->room = room;
     return 1;
 }
+
+static inline int reserve(Buf *b, int64_t more) { return b->room - b->n >= more || grow(b, more); }
 
 static inline int put(Buf *b, const void *from, int64_t n) {
     TRY(reserve(b, n));
@@ -490,7 +562,16 @@ static int put_hex(Column *c, Str s) {
     static const char digits[] = "0123456789abcdef";
     TRY(reserve(&c->data, 2 * (int64_t)s.n));
     uint8_t *out = c->data.p + c->data.n;
-    for (size_t i = 0; i < s.n; i++) {
+    size_t i = 0;
+    for (; i + 4 <= s.n; i += 4, out += 8) { /* four bytes at once: each digit in a byte, its letter beside it */
+        uint64_t x = four(s.p + i);
+        x = (x | x << 16) & 0x0000ffff0000ffffu;
+        x = (x | x << 8) & 0x00ff00ff00ff00ffu;
+        x = (x >> 4 & 0x000f000f000f000fu) | (x & 0x000f000f000f000fu) << 8;
+        x += 0x3030303030303030u + ((x + 0x0606060606060606u) >> 4 & 0x0101010101010101u) * ('a' - '0' - 10);
+        memcpy(out, &x, 8);
+    }
+    for (; i < s.n; i++) {
         *out++ = (uint8_t)digits[s.p[i] >> 4];
         *out++ = (uint8_t)digits[s.p[i] & 15];
     }
@@ -511,9 +592,6 @@ static inline uint64_t mix(uint64_t a, uint64_t b) {
     return h ^ h >> 29;
 #endif
 }
-
-static inline uint64_t eight(const uint8_t *p) { uint64_t w; memcpy(&w, p, 8); return w; }
-static inline uint64_t four(const uint8_t *p) { uint32_t w; memcpy(&w, p, 4); return w; }
 
 /* Three chains side by side: texts are long, and a multiplication takes longer than the next one has to wait. */
 static uint64_t hash(Str s, uint64_t seed) {
@@ -581,7 +659,7 @@ static int put_id(Column *c, int64_t id) {
     return put(&c->index, &index, 4);
 }
 
-/* The text of one row, whose validity the caller sees to. The place of the text, if it is shared, goes to `id`. */
+/* The text of one row, as put_likely does it. The place of the text, if it is shared, goes to `id`. */
 static int put_shared(const Decoder *d, Column *c, Str s, uint64_t h, int64_t *id) {
     if (c->shared) {
         if (2 * c->count >= c->slot_room) TRY(more_slots(&c->slots, &c->slot_room));
@@ -605,10 +683,17 @@ static int put_shared(const Decoder *d, Column *c, Str s, uint64_t h, int64_t *i
     return put(&c->data, s.p, (int64_t)s.n) && put_offset(c, c->data.n);
 }
 
-static int put_shared_text(const Decoder *d, Column *c, Str s, uint64_t h) {
-    int64_t id;
-    c->rows++;
-    return put_shared(d, c, s, h, &id);
+/* The text of one row, whose validity the caller sees to. `last` is one more than the place of the text that is likely:
+   comparing is cheaper than looking for it. */
+static inline int put_likely(const Decoder *d, Column *c, Str s, int64_t *last) {
+    if (c->shared && *last) {
+        const int32_t *ends = (const int32_t *)(const void *)c->offsets.p + *last - 1;
+        if (ends[1] - ends[0] == (int64_t)s.n && (!s.n || !memcmp(c->data.p + ends[0], s.p, s.n))) return put_id(c, *last - 1);
+    }
+    int64_t id = -1;
+    TRY(put_shared(d, c, s, hash(s, d->seed), &id));
+    *last = id + 1;
+    return 1;
 }
 
 /* Rows up to `row` that have no value, all at once: most columns have none in most rows. */
@@ -632,9 +717,7 @@ static int put_nulls(Column *c, int64_t row, int is_number) {
 
 /* This row's text, where most rows have none. */
 static int put_seldom(const Decoder *d, Column *c, Str s) {
-    int64_t id;
-    TRY(put_nulls(c, d->at, 0) && put_shared(d, c, s, hash(s, d->seed), &id));
-    return put_valid(c, 1);
+    return put_nulls(c, d->at, 0) && put_likely(d, c, s, &c->last) && put_valid(c, 1);
 }
 
 /* ---- keys: of one sent twice the last value stands, at the first one's place ---- */
@@ -711,7 +794,7 @@ static int know_key(Decoder *d, Kv *kv, uint32_t before) {
             d->keys = keys;
             d->key_room = room;
         }
-        d->keys[d->key_count] = (Key){kv->key, h, -1, 0, -1, g, moved_index(d, kv), 0};
+        d->keys[d->key_count] = (Key){kv->key, h, -1, 0, -1, g, moved_index(d, kv), 0, 0};
         *slot = (Slot){(uint32_t)h, (uint32_t)++d->key_count};
     }
     kv->which = slot->id - 1;
@@ -1157,7 +1240,7 @@ static int put_attributes(Decoder *d, int64_t n) {
         if (c[map].shared && key->id >= 0) TRY(put_id(c + map, key->id));
         else TRY(put_shared(d, c + map, kv->key, key->hash, &key->id));
         switch (map) {
-        case C_MAP_STR: TRY(put_shared_text(d, c + map + 1, kv->text, hash(kv->text, d->seed))); break;
+        case C_MAP_STR: c[map + 1].rows++; TRY(put_likely(d, c + map + 1, kv->text, &key->last)); break;
         case C_MAP_INT: TRY(put_i64(c + map + 1, kv->number)); break;
         case C_MAP_DBL: TRY(put_f64(c + map + 1, kv->real)); break;
         case C_MAP_BOOL: TRY(put_u8(c + map + 1, (uint8_t)kv->number)); break;
@@ -1234,7 +1317,8 @@ static int read_span(Decoder *d, const Row *row) {
     TRY(put_hex(c + C_PARENT, has_parent ? parent : (Str){0, 0}));
     c[C_PARENT].rows--; /* counted once more by its validity */
     TRY(put_valid(c + C_PARENT, has_parent) && (!state.n || put_seldom(d, c + C_STATE, state)) && put_u32(c + C_FLAGS, (uint32_t)flags));
-    TRY(put_shared_text(d, c + C_NAME, name, hash(name, d->seed)) && put_u8(c + C_KIND, (uint8_t)tiny(kind)) && put_u64(c + C_START, row->start) && put_u64(c + C_END, end));
+    c[C_NAME].rows++;
+    TRY(put_likely(d, c + C_NAME, name, &c[C_NAME].last) && put_u8(c + C_KIND, (uint8_t)tiny(kind)) && put_u64(c + C_START, row->start) && put_u64(c + C_END, end));
     TRY(put_u8(c + C_STATUS, (uint8_t)tiny(code)) && (!message.n || put_seldom(d, c + C_STATUS_MESSAGE, message)));
     for (int i = 0; i < 8; i++) TRY(put_context(d, &d->contexts[row->context], i));
     return put_u32(c + C_DROPPED_ATTRIBUTES, (uint32_t)dropped[0]) && put_u32(c + C_DROPPED_EVENTS, (uint32_t)dropped[1]) &&
@@ -1306,7 +1390,7 @@ static Column *take_columns(int64_t count) {
         for (int64_t i = 0; i < count; i++) {
             Column *c = columns + i;
             c->data.n = c->offsets.n = c->valid.n = c->index.n = 0;
-            c->rows = c->nulls = c->count = c->shared = 0;
+            c->rows = c->nulls = c->count = c->shared = c->last = 0;
             if (c->slots) memset(c->slots, 0, (size_t)c->slot_room * sizeof *c->slots);
         }
         return columns;
