@@ -56,6 +56,9 @@ def serve(
     log
         Lines for people, or one JSON object a line.
     """
+    from otel_lightning.collector.memory import share_one_pool
+
+    share_one_pool()
     from otel_lightning.collector.serve import serve as serve_until_stopped
 
     flags = {"lake": lake, "grpc": grpc, "http": http, "insecure": insecure or None, "log": log}

@@ -172,7 +172,9 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         incoming = self._incoming
         if incoming is None or incoming.direct is None:
-            self._received(bytes(self._limits.scratch[:nbytes]))
+            data = self._limits.scratch[:nbytes]
+            if incoming is not None or self._closing or not self._repeated(data):
+                self._received(bytes(data))
         elif not self._closing:
             self._grown(incoming, nbytes)
             if self._incoming is incoming and incoming.size == incoming.length:
@@ -190,8 +192,6 @@ class Connection(asyncio.BufferedProtocol):
                 self._transport.abort()
             return
         whole_headers = self._incoming is None
-        if whole_headers and self._repeated(data):
-            return
         self._parsed.clear()
         if self._incoming is None or self._incoming.request is None:
             self._header_bytes += len(data)
@@ -216,7 +216,8 @@ class Connection(asyncio.BufferedProtocol):
             and incoming.refusal is None
             and incoming.size < incoming.length <= DIRECT_BYTES
         ):
-            self._receive_directly(incoming)
+            self._receive_directly(incoming, b"".join(incoming.pieces))
+            incoming.pieces.clear()
 
     def _learn(self, incoming: _Incoming, data: bytes) -> None:
         """Keep what was parsed of the headers that `data` begins with, if the same bytes will mean the same again."""
@@ -228,44 +229,41 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._known = _Known(before, after, request.method, request.path, request.headers)
 
-    def _repeated(self, data: bytes) -> bool:
+    def _repeated(self, data: memoryview) -> bool:
         """Take the headers of `data` and what it holds of the body, if they were seen before; else nothing is done."""
         known = self._known
-        if known is None or self._busy or not data.startswith(known.before):
+        if known is None or self._busy:
             return False
         begin = len(known.before)
-        end = data.find(known.after, begin, begin + 9 + len(known.after))
-        digits = data[begin:end]
-        body = end + len(known.after)
-        if end < 0 or not digits.isdigit():
+        head = bytes(data[: begin + 9 + len(known.after)])  # of the body, which may be long, no more than must be
+        end = head.find(known.after, begin)
+        digits = head[begin:end]
+        if end < 0 or not head.startswith(known.before) or not digits.isdigit():
             return False
-        length = int(digits)
-        if not len(data) - body <= length <= DIRECT_BYTES or not 0 < length <= self._limits.body_bytes:
+        begun, length = data[end + len(known.after) :], int(digits)
+        if not len(begun) <= length <= DIRECT_BYTES or not 0 < length <= self._limits.body_bytes:
             return False
         request = Request(known.method, known.path, {**known.headers, b"content-length": digits}, self._peer)
         self.deadline = self._loop.time() + self._limits.read_timeout_s
         refusal = self._application.admit(request)
         incoming = self._incoming = _Incoming(length=length, request=request, refusal=refusal, repeated=True)
-        begun = data[body:]
-        incoming.pieces.append(begun)
-        self._grown(incoming, len(begun))
-        if self._incoming is not incoming:
-            return True
         if len(begun) == length:
-            self._whole(incoming, begun, True)
-        else:
-            self._receive_directly(incoming)
+            body = bytes(begun)
+            self._grown(incoming, length)
+            if self._incoming is incoming:
+                self._whole(incoming, body, True)
+            return True
+        self._receive_directly(incoming, begun)
+        self._grown(incoming, len(begun))
         return True
 
-    def _receive_directly(self, incoming: _Incoming) -> None:
-        """What is still to come of a body goes where it will be used."""
+    def _receive_directly(self, incoming: _Incoming, begun: bytes | memoryview) -> None:
+        """What is still to come of a body, behind what has `begun`, goes where it will be used."""
         if self._busy or len(self._kept) < incoming.length:
             room = incoming.length + incoming.length // 4  # or each body that is a little larger would take a new one
             self._kept = bytearray(min(room, DIRECT_BYTES))  # while busy the other one is in use
         incoming.direct = memoryview(self._kept)[: incoming.length]
-        begun = b"".join(incoming.pieces)
         incoming.direct[: len(begun)] = begun
-        incoming.pieces.clear()
 
     def eof_received(self) -> bool:
         # Half-closed senders still get the answer to what they sent completely.
