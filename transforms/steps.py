@@ -116,7 +116,11 @@ def last_uses(method: str, kept: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     """For each step (by path): the tables that no later one reads, `kept` aside, so that their memory can be given back."""
     ordered = steps(method)
     last: dict[str, str] = {}
-    views = {step.table: reads(step.text) for step in ordered if step.view}
+    views: dict[str, set[str]] = {}
+    for step in ordered:
+        if step.view:
+            read = reads(step.text)
+            views[step.table] = read.union(*(views[name] for name in views.keys() & read))
     tables = {"spans", "events", *(step.table for step in ordered)} - views.keys()
     for step in ordered:
         read = reads(step.text)
