@@ -151,7 +151,7 @@ class OwnSql:
         """Tables of a run that must still be there when the SQL runs."""
         if not self.rewards and self.credit is None:
             return ()
-        said = ("calls", "call_facts", "messages", "spoken")
+        said = ("calls", "call_facts", "messages", "spoken", "token_ids")
         return ("spans", "span_copies", "events", "sent_rewards", "resolved_rewards", "span_targets", "choices", *said)
 
     def method(self, config: TransformConfig) -> str:

@@ -75,7 +75,7 @@ def test_every_sampled_token_is_trained_once_or_known_to_be_left_out(seed: int) 
         calls, credits = calls + more, credits + of_them
     run, views = worlds()["run"], worlds()["views"]
     load(run.connection, run, "calls", calls)
-    load(run.connection, run, "call_facts", calls)
+    load(run.connection, run, "call_token_ids", calls)
     load(run.connection, run, "credits", credits)
     step = next(step for step in steps.steps("broadcast") if step.table == "trajectories")
     steps.create(run.connection, step, parameters())

@@ -44,9 +44,6 @@ scalars as (
         json_merge_patch('{}'::json, coalesce(kinds.sampling, '{}')::json) as sampling,
         tool_lists.tools,
         spans.policy_version, spans.tokenizer, spans.logprobs_mode, kinds.content,
-        coalesce(case when spans.capture = 'client' then client_prompts.prompt_ids else spans.prompt_token_ids end, kinds.prompt_token_ids)
-            as prompt_token_ids,
-        coalesce(spans.choices, kinds.token_choices) as token_choices,
         spans.span_seq, spans.start_unix_nano, spans.end_unix_nano, spans.seq, spans.collector_id, spans.received_unix_nano,
         kinds.error,
         spans.dropped_attributes_count > 0 as dropped_attributes,
@@ -67,7 +64,6 @@ scalars as (
         spoken.answer_hash
     from spans_unique as spans
     join span_kinds as kinds using (trace_id, span_id)
-    left join client_prompts using (trace_id, span_id)
     left join spoken using (trace_id, span_id)
     left join tool_lists on tool_lists.said = kinds.tools
     where kinds.span_kind in ('llm', 'capture')

@@ -50,6 +50,11 @@ dropped as (
     semi join innermost using (trace_id, span_id)
 ),
 
+-- A response id that one span has joins nothing, and most are such.
+shared_ids as (
+    select response_id from innermost where response_id is not null group by response_id having count(*) > 1
+),
+
 by_id as (
     select
         *,
@@ -58,7 +63,7 @@ by_id as (
             rows between unbounded preceding and 1 preceding
         ) as ended_before
     from innermost
-    where response_id is not null
+    semi join shared_ids using (response_id)
 ),
 
 runs as (
@@ -103,6 +108,15 @@ singles as (
         and placed.trace_id = placed.call_trace_id and placed.span_id = placed.call_span_id
 ),
 
+-- A prompt that one scope of a process saw has nothing beside it.
+seen_twice as (
+    select service_instance_id, talk_hash
+    from singles
+    where service_instance_id is not null and talk_hash is not null
+    group by service_instance_id, talk_hash
+    having min(scope_name) <> max(scope_name)
+),
+
 -- Who may be beside whom: spans of one prompt in one process that were at work in the same ten minutes, in one trace, or in
 -- two if one of them is bare, its context lost. Where there are more than a hundred of them it is a loop, and all stay apart.
 beside as (
@@ -112,7 +126,7 @@ beside as (
         unnest(range((start_unix_nano // 600_000_000_000)::bigint,
             least(end_unix_nano // 600_000_000_000, start_unix_nano // 600_000_000_000 + 143)::bigint + 1)) as part_of_day
     from singles
-    where service_instance_id is not null and talk_hash is not null
+    semi join seen_twice using (service_instance_id, talk_hash)
 ),
 
 crowds as (

@@ -1,8 +1,9 @@
 -- Calls: the agent's side gives identity and place, plane B gives truth (messages as served, ids, logprobs, sampling).
 -- grain: one row per (trace_id, span_id): every LLM call, and every server's token record that carries a rollout id of its own
 -- kind: bucket
--- A record that kept only tokens leaves the messages to the agent's side; whose they are is said here (prompt_…, answer_…,
--- user_span_id), their text joins in 46_calls. Rollout and step are not known yet; `explicit_rollout_id` is what the call itself or its token record says.
+-- A record that kept only tokens leaves the messages to the agent's side; whose text and token ids they are is said here
+-- (prompt_…, answer_…, user_…, prompt_ids_…, response_ids_…), they join in where they are read. Rollout and step are not
+-- known yet; `explicit_rollout_id` is what the call itself or its token record says.
 with
 
 own as (
@@ -26,6 +27,14 @@ own as (
         on llm_spans.trace_id = joins.capture_trace_id and llm_spans.span_id = joins.capture_span_id
     where llm_spans.span_kind = 'capture' and llm_spans.capture <> 'client' and joins.capture_span_id is null
         and llm_spans.explicit_rollout_id is not null
+),
+
+id_counts as (
+    select
+        trace_id, span_id,
+        prompt_ids is not null as has_prompt,
+        list_transform(response_ids, lambda ids: len(ids)) as lengths
+    from token_ids
 ),
 
 merged as (
@@ -58,9 +67,13 @@ merged as (
         coalesce(b.completion_tokens, content.completion_tokens, place.completion_tokens) as completion_tokens,
         coalesce(b.policy_version, content.version_hint, place.version_hint) as policy_version,
         coalesce(b.tokenizer, content.tokenizer) as tokenizer,
-        coalesce(b.prompt_token_ids, content.prompt_token_ids) as prompt_ids,
-        list_transform(coalesce(b.token_choices, content.token_choices), lambda c: c.token_ids) as response_ids,
-        list_transform(coalesce(b.token_choices, content.token_choices), lambda c: c.logprobs) as response_logprobs,
+        case when b_ids.has_prompt then b.trace_id when content_ids.has_prompt then content.trace_id end as prompt_ids_trace_id,
+        case when b_ids.has_prompt then b.span_id when content_ids.has_prompt then content.span_id end as prompt_ids_span_id,
+        case when b_ids.lengths is not null then b.trace_id when content_ids.lengths is not null then content.trace_id end
+            as response_ids_trace_id,
+        case when b_ids.lengths is not null then b.span_id when content_ids.lengths is not null then content.span_id end
+            as response_ids_span_id,
+        coalesce(b_ids.lengths, content_ids.lengths) as response_lengths,
         coalesce(b.logprobs_mode, content.logprobs_mode) as logprobs_mode,
         coalesce(b.retokenized_history, false) as retokenized_history,
         coalesce(case when b.prompt_length > 0 then b.prompt_hashes end, content.prompt_hashes) as prompt_hashes,
@@ -96,6 +109,8 @@ merged as (
     join llm_spans as place using (trace_id, span_id)
     join llm_spans as content on own.content_trace_id = content.trace_id and own.content_span_id = content.span_id
     left join llm_spans as b on own.capture_trace_id = b.trace_id and own.capture_span_id = b.span_id
+    left join id_counts as content_ids on own.content_trace_id = content_ids.trace_id and own.content_span_id = content_ids.span_id
+    left join id_counts as b_ids on own.capture_trace_id = b_ids.trace_id and own.capture_span_id = b_ids.span_id
 ),
 
 judged as (
@@ -110,22 +125,21 @@ judged as (
             when dropped_attributes then 'dropped_attributes'
             when prompt_length = 0 then 'no_prompt'
             when empty_input then 'empty_parts'
-            when empty_response and (response_ids is null or coalesce(len(response_ids[1]), 0) = 0) then 'no_response'
+            when empty_response and coalesce(response_lengths[1], 0) = 0 then 'no_response'
             when (previous_response_id is not null or answers_tool_call_id is not null) and not captured then 'partial_prompt'
             when list_has_any(coalesce(finish_reasons, []), ['error', 'content_filter', 'abort', 'cancelled']) then 'bad_finish'
-            when response_ids is not null and completion_tokens is not null
-                and list_sum(list_transform(response_ids, lambda x: len(x))) <> completion_tokens then 'token_count_mismatch'
+            when list_sum(response_lengths) <> completion_tokens then 'token_count_mismatch'
         end as untrainable_reason
     from merged
 )
 
 select
     * exclude (rollout_conflict, content_mismatch, empty_input, empty_response, dropped_attributes, conflicting_copies,
-        response_id_reused, orphan, cycle, no_start_time, retokenized_history, asked_by_agent, by_client),
+        response_id_reused, orphan, cycle, no_start_time, retokenized_history, asked_by_agent, by_client, response_lengths),
     retokenized_history,
     untrainable_reason is null as trainable,
     case
-        when prompt_ids is not null and len(response_ids) > 0 then case when captured and not by_client then 'engine' else 'captured' end
+        when prompt_ids_span_id is not null and len(response_lengths) > 0 then case when captured and not by_client then 'engine' else 'captured' end
         else 'none'
     end as token_source,
     sha256(array_to_string(prompt_hashes, '') || coalesce(tools, '')) as prompt_hash,

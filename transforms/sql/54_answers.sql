@@ -13,9 +13,10 @@ unfolded as (
         len(facts.choices) as n,
         unnest(facts.choices) as choice,
         unnest(facts.response_hashes) as response_hash,
-        facts.response_ids, facts.response_logprobs
+        ids.response_ids, ids.response_logprobs
     from calls
     join call_facts as facts using (trace_id, span_id)
+    join call_token_ids as ids using (trace_id, span_id)
     where calls.rollout_id is not null and not calls.judge and calls.trainable
 )
 

@@ -8,7 +8,7 @@
 with
 
 log_records as (
-    select distinct on (content_sha256)
+    select
         'e:' || content_sha256 as node,
         attributes_str['gen_ai.evaluation.name'] as name,
         coalesce(
@@ -40,7 +40,7 @@ log_records as (
         received_unix_nano
     from events
     where coalesce(event_name, attributes_str['event.name']) = 'gen_ai.evaluation.result'
-    order by content_sha256, received_unix_nano, collector_id, seq
+    qualify row_number() over (partition by content_sha256 order by received_unix_nano, collector_id, seq) = 1
 ),
 
 span_events as (
@@ -260,7 +260,7 @@ identified as (
     from together
 )
 
-select distinct on (reward_id)
+select
     *,
     case
         when name is null then 'no_name'
@@ -268,4 +268,4 @@ select distinct on (reward_id)
         when value is null and label is null then 'no_value'
     end as refused
 from identified
-order by reward_id, received_unix_nano, node
+qualify row_number() over (partition by reward_id order by received_unix_nano, node) = 1

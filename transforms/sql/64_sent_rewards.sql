@@ -28,22 +28,6 @@ stated as (
     where refused is null
 ),
 
-trace_rollouts as (
-    select trace_id, min(rollout_id) as rollout_id
-    from calls
-    where rollout_id is not null
-    group by trace_id
-    having count(distinct rollout_id) = 1
-),
-
-calls_by_response as (
-    select response_id, min(trace_id) as trace_id, min(span_id) as span_id
-    from calls
-    where response_id is not null and not list_contains(flags, 'response_id_reused')
-    group by response_id
-    having count(*) = 1
-),
-
 -- A tool call id may be used again in another episode: the one of the record's own rollout, else the only one.
 tools_by_id as (
     select

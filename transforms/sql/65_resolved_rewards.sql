@@ -4,22 +4,6 @@
 -- A computed reward has exactly one target, its time is its rollout's end; it is there as long as its text is configured.
 with
 
-trace_rollouts as (
-    select trace_id, min(rollout_id) as rollout_id
-    from calls
-    where rollout_id is not null
-    group by trace_id
-    having count(distinct rollout_id) = 1
-),
-
-calls_by_response as (
-    select response_id, min(trace_id) as trace_id, min(span_id) as span_id
-    from calls
-    where response_id is not null and not list_contains(flags, 'response_id_reused')
-    group by response_id
-    having count(*) = 1
-),
-
 found as (
     select
         computed.*,

@@ -10,14 +10,14 @@ with recursive
 nodes as (
     select
         credits.trace_id, credits.span_id, credits.choice, credits.rollout_id, credits.step, credits."use", credits.recipe,
-        facts.prompt_ids, facts.response_ids[credits.choice + 1] as response_ids,
+        ids.prompt_ids, ids.response_ids[credits.choice + 1] as response_ids,
         calls.tokenizer, calls.temperature,
         calls.lineage_trace_id, calls.lineage_span_id, calls.lineage_choice,
         list_contains(calls.flags, 'retokenized_history') as retokenized_history
     from credits
     join calls using (trace_id, span_id)
-    join call_facts as facts using (trace_id, span_id)
-    where $messages and facts.prompt_ids is not null and len(facts.response_ids[credits.choice + 1]) > 0
+    join call_token_ids as ids using (trace_id, span_id)
+    where $messages and ids.prompt_ids is not null and len(ids.response_ids[credits.choice + 1]) > 0
 ),
 
 -- Edges of lineage between calls that are both credited, and whether the tokens continue.
