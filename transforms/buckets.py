@@ -19,7 +19,7 @@ from otel_lightning.transforms.touched import count, raw_rows
 
 MIB = 1 << 20
 # Steps hold what was said several times over while they run (spans, messages, calls), joins and sorts aside.
-COPIES = 10
+COPIES = 6
 # Records are sorted into buckets on disk, once, if the buckets would read them more often than this.
 READS = 2.0
 

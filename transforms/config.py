@@ -134,7 +134,7 @@ class TransformConfig(Config):
     where: str | None = Field(
         default=None, description="SQL over a row of rollouts; those for which it is not true do not count"
     )
-    threads: int | None = Field(default=None, gt=0)
+    threads: int | None = Field(default=None, gt=0, description="unset: one for every 2048 of memory_mb, at least one")
     messages: bool = Field(default=True, description="false: credits as ever, but what was said is not stored again")
     memory_mb: int = Field(
         default=1536, ge=256, description="what a run may hold; the rest waits on disk, below the lake"

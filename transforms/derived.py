@@ -34,6 +34,8 @@ INTERNAL = {
 STORED = (*KEYED, *INTERNAL)
 # What is reduced over the live rows and written anew by each run; pairs are shown through a view.
 REDUCED = {"baselines": "baselines", "pairs": "stored_pairs"}
+# What was said is written a tenth cheaper in smaller portions, for 0.2% more on disk.
+ROW_GROUP_ROWS, WIDE_ROW_GROUP_ROWS = 65_536, 8192
 # Where a row outside any rollout says whose it is.
 TRACE_COLUMN = {
     "calls": "trace_id", "scopes": "trace_id", "tools": "trace_id", "answers": "trace_id", "rewards": "target_trace_id",
@@ -85,13 +87,14 @@ def write_parquet(
     connection: duckdb.DuckDBPyConnection, lake: Lake, query: str, relative: str, compression_level: int = 1
 ) -> str:
     """Write a query's rows as one Parquet file that appears whole; returns its path relative to the lake."""
+    rows = WIDE_ROW_GROUP_ROWS if relative.startswith("derived/calls/") else ROW_GROUP_ROWS
     path = lake.root / relative
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         connection.execute(
             f"copy ({query}) to {literal(str(temporary))} (format parquet, compression zstd, "
-            f"compression_level {compression_level}, row_group_size 65536)"
+            f"compression_level {compression_level}, row_group_size {rows:d})"
         )
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())

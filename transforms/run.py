@@ -65,6 +65,8 @@ LIVE_KEY = {
 KEPT = (*KEYED, "span_kinds", "llm_spans", "tool_facts", "reward_records", "capture_joins")
 # Of the memory of a run: what DuckDB may use. The rest is Python's, the libraries' and what lies between allocations.
 DUCKDB_SHARE = 0.75
+# A bucket is what fits the memory, and a small one is dearer by more threads than one (a fifth of the CPU time), and no sooner done.
+MB_A_THREAD = 2048
 READ_ATTEMPTS = 5
 
 
@@ -556,8 +558,8 @@ def _connect(config: TransformConfig, own: OwnSql, lake: Lake) -> Iterator[duckd
         connection.execute("set preserve_insertion_order = false")
         # Few rows are expected on one side of an asof join where there are many; a nested loop is then quadratic.
         connection.execute("set asof_loop_join_threshold = 0")
-        if config.threads is not None:
-            connection.execute(f"set threads = {config.threads:d}")
+        threads = config.threads or max(1, min(os.cpu_count() or 1, config.memory_mb // MB_A_THREAD))
+        connection.execute(f"set threads = {threads:d}")
         lock(connection, lake.root)  # the user's SQL runs in it too
         own.check(connection)
         yield connection
