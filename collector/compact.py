@@ -91,11 +91,13 @@ def compact(
     with tools.lock(lake):
         remove_unfinished(disk, lake, tools.converter)
         done.removed = remove_replaced(disk, lake, time.time_ns() - int(grace_s * 1e9))
-    for drawer in list(drawers(disk, lake)):
+    for drawer, found in drawers(disk, lake).items():
+        # What arrives meanwhile is the next run's: a collector that writes files as fast as they are merged never ended this one.
+        newest = max(entry.segment for entry, _ in found)
         # The lock is held for one merge at a time: a collector that starts waits no longer than that.
         while True:
             with tools.lock(lake):
-                files = drawers(disk, lake).get(drawer, [])
+                files = [item for item in drawers(disk, lake).get(drawer, []) if item[0].segment <= newest]
                 group = next(groups(files, tools.loaded_bytes, memory_bytes), None)
                 if group is None:
                     break

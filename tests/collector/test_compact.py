@@ -274,6 +274,24 @@ def test_a_damaged_file_is_made_again_from_a_log_that_is_still_there(tmp_path: P
     assert hashlib.sha256(path.read_bytes()).hexdigest() == whole
 
 
+def test_files_that_arrive_while_a_lake_is_compacted_are_left_to_the_next_run(ingest: Ingest) -> None:
+    lake, said = ingest.lake, []
+
+    def say(text: str) -> None:
+        said.append(text)
+        assert len(said) < 10
+        for number in range(2):
+            store(ingest, 100 * len(said) + number)
+
+    store(ingest, 1)
+    store(ingest, 2)
+    tools = parquet_tools(lake)
+    compact(RealDisk(), lake, tools, memory_bytes=MEMORY, grace_s=0, say=say)
+    assert len(said) == 2  # spans and events, each once
+    assert len(live_files(lake, "spans")) == 5
+    assert len(rows(lake)) == 6
+
+
 def test_a_collector_and_its_senders_go_on_while_a_lake_is_compacted(
     start: Any, post: Any, script: Any, tmp_path: Path
 ) -> None:
