@@ -73,7 +73,8 @@ class OptimConfig(Config):
     batch_rollouts: int = Field(default=32, gt=0)
     micro_tokens: int = Field(default=8192, gt=0, description="padded tokens of one forward pass")
     gradient_checkpointing: bool = Field(
-        default=False, description="compute activations again in the backward pass: a third slower, far less memory"
+        default=False,
+        description="compute activations again in the backward pass: slower (a quarter in large passes), less memory",
     )
     warmup_steps: int = Field(default=5, ge=0)
     hold: float = Field(default=0.0, ge=0, lt=1, description="share of the steps at full rate before the decay")

@@ -49,8 +49,8 @@ def command(job: Path, *more: str) -> list[str]:
     return [sys.executable, str(ROOT / "train.py"), "--config", str(job), *more]
 
 
-def train(job: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def train(job: Path, *more: str, precision: str = "no") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": precision}
     return subprocess.run(command(job, *more), capture_output=True, text=True, timeout=200, env=environment)
 
 
@@ -102,9 +102,7 @@ def test_a_mistake_costs_one_line(job: Path, more: list[str], words: str) -> Non
 
 
 def first_loss(job: Path, folder: Path, precision: str) -> float:
-    more = ["--set", f"output={folder}", "--set", "optim.steps=1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": precision}
-    done = subprocess.run(command(job, *more), capture_output=True, text=True, timeout=200, env=environment)
+    done = train(job, "--set", f"output={folder}", "--set", "optim.steps=1", precision=precision)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["loss"]
 
@@ -113,8 +111,7 @@ def test_bf16_is_used_when_it_is_asked_for_and_fp16_is_refused(job: Path, tmp_pa
     full, half = (first_loss(job, tmp_path / precision, precision) for precision in ("no", "bf16"))
     assert full != half
     assert half == pytest.approx(full, rel=0.02)
-    environment = {**os.environ, "ACCELERATE_MIXED_PRECISION": "fp16"}
-    done = subprocess.run(command(job), capture_output=True, text=True, timeout=200, env=environment)
+    done = train(job, precision="fp16")
     assert done.returncode == 1
     assert "fp16" in done.stderr
     assert "Traceback" not in done.stderr
