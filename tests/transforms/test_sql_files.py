@@ -8,13 +8,19 @@ from typing import Any
 import pytest
 from captures import ROWS_A_FRAME, frames, transformed
 from episodes import KINDS, generated, requests
-from sql_files import Mistake, SqlFile, paths, sql_files
+from sql_files import Mistake, SqlFile, parameters, paths, sql_files
 
 from otel_lightning.collector.wal import Frame
 from otel_lightning.transforms import steps
 
 KEYS = {"grain", "kind", "keys", "covers", "checks", "defaults", "cases"}
 CASE_KEYS = {"name", "config", "now", "given", "expected"}
+# What the generator's rewards are called, and how those that are sent several times become one.
+REWARDS = {
+    "train": {"reward": 1.0, "tone": 0.5, "many": 1.0},
+    "combine": {"tone": "sum", "many": "sum"},
+    "outcome": "reward",
+}
 CASES = [(file, case) for file in sql_files() for case in file.said.get("cases", ())]
 
 
@@ -69,9 +75,18 @@ def test_keys_grain_and_checks_hold_over_what_frameworks_and_hostile_senders_sen
         for path, body in requests(episode.parcels):
             signal = "spans" if path == "/v1/traces" else "events"
             of.append(Frame(signal, 10**18, len(of) * ROWS_A_FRAME, ROWS_A_FRAME, body))
-    connection = transformed(of, upto="rollouts")
-    made = {step.path for step in steps.steps("broadcast")}
-    held = [file for file in sql_files() if file.path in made and file.path < "53"]
-    assert len(held) > 15
+    connection = transformed(of, upto=steps.steps("broadcast")[-1].table, config={"rewards": REWARDS})
+    for step in (steps.baselines(), steps.pairs()):
+        steps.create(connection, step, parameters())
+    made = {step.path for step in (*steps.steps("broadcast"), steps.baselines(), steps.pairs())}
+    held = [file for file in sql_files() if file.path in made]
+    assert len(held) == len([path for path in paths() if "/" not in path]) + 1, "every numbered file, and credit"
     for file in held:
         file.hold(connection)
+    for table in ("credits", "returns", "trajectories", "rewards", "baselines", "pairs"):
+        assert connection.execute(f"select count(*) from {table}").fetchone() != (0,), table
+    # A credit method reads what is there once choices are.
+    for file in sql_files():
+        if file.path.startswith("credit/"):
+            steps.create(connection, file.step, parameters())
+            file.hold(connection)

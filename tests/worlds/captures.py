@@ -116,7 +116,7 @@ def _attribute(attribute: KeyValue, key: str, value: Any) -> None:
 def transformed(
     of: list[Frame], upto: str = "tools", config: dict[str, Any] | None = None
 ) -> duckdb.DuckDBPyConnection:
-    """A connection with the tables of every step up to and with `upto`."""
+    """A connection with the tables of every step up to and with `upto`; the rewards that count are those of `config`."""
     connection = duckdb.connect()
     connection.execute("set threads = 1")
     tables = decode(of, "collector")
@@ -131,6 +131,9 @@ def transformed(
     settings = TransformConfig.model_validate(config or {})
     for table, columns in ENGINE_TABLES.items():
         connection.execute(f"create temp table {table} ({columns})")
+    for name, weight in settings.rewards.train.items():
+        combine, outcome = settings.rewards.combine.get(name, "last"), name == settings.rewards.outcome
+        connection.execute("insert into reward_names values (?, ?, ?, ?)", [name, weight, combine, outcome])
     parameters = run._parameters(settings, NOW, "recipe")
     for step in steps.steps("broadcast"):
         steps.create(connection, step, parameters)
