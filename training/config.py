@@ -102,6 +102,9 @@ class RolloutsConfig(Config):
     solved: float = Field(default=1.0, description="a task is solved when every attempt of a round has this outcome")
     round_deadline_s: float = Field(default=180.0, gt=0)
     settle_s: float = Field(default=0.6, ge=0, description="wait for the agents' last spans before a round is read")
+    retrain_revised: bool = Field(
+        default=False, description="train an answer again when it comes back in a later round's rollouts"
+    )
 
 
 class GateConfig(Config):

@@ -80,11 +80,17 @@ def read_messages(path: Path, tokenizer: Any) -> Dataset:
 
 
 def read_lake(
-    lake: Path, config: TrainConfig, tokenizer: Any, tokenizer_sha256: str, rollout_ids: Iterable[str] | None = None
+    lake: Path,
+    config: TrainConfig,
+    tokenizer: Any,
+    tokenizer_sha256: str,
+    rollout_ids: Iterable[str] | None = None,
+    trained_before: frozenset[str] = frozenset(),
 ) -> Dataset:
     """What the lake holds for the configured algorithm. LightningError in one line when it cannot be trained on.
 
-    `rollout_ids` limits it to the rollouts of a round.
+    `rollout_ids` limits it to the rollouts of a round; answers in `trained_before` (sample ids), under whichever of the spans
+    that are one call, are masked.
     """
     manifest = require_derived(lake)
     needs_ids = isinstance(config.algorithm, Grpo)
@@ -95,6 +101,7 @@ def read_lake(
             connection.executemany("insert into chosen values (?)", [[rollout_id] for rollout_id in rollout_ids])
             chosen = "rollout_id in (select rollout_id from chosen)"
         condition = f"split = 'train' and {chosen} and ({config.data.where or 'true'})"
+        before = _still_known(connection, chosen, trained_before)
         import duckdb
 
         try:
@@ -116,14 +123,14 @@ def read_lake(
             raise ConfigError(f"data.where: {str(error).splitlines()[0]}") from None
     left_out: dict[str, int] = {}
     if texts:
-        rows = _text_rows(texts, config, tokenizer)
+        rows = _text_rows([record for record in texts if record["sample_id"] not in before], config, tokenizer)
     else:
         versions = Policies(lake / "policies").versions()
         rows = []
         for record in sequences:
-            reason = _unfit(record, config, tokenizer_sha256, versions)
+            reason = _unfit(record, config, tokenizer_sha256, versions, before)
             if reason is None:
-                rows.append(_sequence_row(record))
+                rows.append(_sequence_row(record, before))
             else:
                 left_out[reason] = left_out.get(reason, 0) + 1
     if not rows:
@@ -148,12 +155,16 @@ def _records(result: Any) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 
 
-def _unfit(record: dict[str, Any], config: TrainConfig, tokenizer_sha256: str, versions: list[str]) -> str | None:
+def _unfit(
+    record: dict[str, Any], config: TrainConfig, tokenizer_sha256: str, versions: list[str], before: frozenset[str]
+) -> str | None:
     algorithm = config.algorithm
     if record["reward"] is None:
         return "no_reward"
     if not any(record["loss_mask"]):
         return "nothing_trained"
+    if before.issuperset(s for s, trained in zip(record["sample_ids"], record["trained"], strict=True) if trained):
+        return "trained_before"
     if record["tokenizer"] is not None and record["tokenizer"] != tokenizer_sha256:
         return "other_tokenizer"
     if isinstance(algorithm, Sft):
@@ -178,20 +189,54 @@ def _unfit(record: dict[str, Any], config: TrainConfig, tokenizer_sha256: str, v
     return None
 
 
-def _sequence_row(record: dict[str, Any]) -> Row:
+def _sequence_row(record: dict[str, Any], before: frozenset[str]) -> Row:
     logprobs = [0.0 if p is None else p for p in record["logprobs"]]
+    mask = np.asarray(record["loss_mask"], dtype=np.float32)
+    advantages = np.asarray(record["advantages"], dtype=np.float32)
+    sample_ids = []
+    for sample, start, length, trained in zip(
+        record["sample_ids"], record["starts"], record["lengths"], record["trained"], strict=True
+    ):
+        if sample in before:
+            mask[start : start + length] = advantages[start : start + length] = 0
+        elif trained:
+            sample_ids.append(sample)
     return Row(
         row_id=record["trajectory_id"],
         rollout_id=record["rollout_id"],
         token_ids=np.asarray(record["token_ids"], dtype=np.int64),
-        mask=np.asarray(record["loss_mask"], dtype=np.float32),
+        mask=mask,
         logprobs=np.asarray(logprobs, dtype=np.float32),
-        advantages=np.asarray(record["advantages"], dtype=np.float32),
+        advantages=advantages,
         temperature=float(record["temperature"] or 1.0),
         weight=float(record["weight"] or 1.0),
-        sample_ids=tuple(s for s, trained in zip(record["sample_ids"], record["trained"], strict=True) if trained),
+        sample_ids=tuple(sample_ids),
         token_source=record["token_source"],
     )
+
+
+def _still_known(connection: Any, chosen: str, trained_before: frozenset[str]) -> frozenset[str]:
+    """Of the answers of the chosen rollouts: those in `trained_before`, by their own id or that of a span that is one call with theirs."""
+    if not trained_before:
+        return frozenset()
+    connection.execute("create temp table trained_before (sample_id varchar)")
+    connection.execute("insert into trained_before select unnest($samples)", {"samples": sorted(trained_before)})
+    found = connection.execute(
+        f"""
+        with places as (
+            select trace_id, span_id, unnest([trace_id || ':' || span_id] || coalesce(merged_span_ids, [])) as place
+            from calls where {chosen}
+        ),
+        ids as (
+            select
+                sha256(to_json([trace_id, span_id, choice::varchar])) as sample_id,
+                sha256(to_json([split_part(place, ':', 1), split_part(place, ':', 2), choice::varchar])) as known_as
+            from places join (select trace_id, span_id, choice from credits where {chosen}) as credits using (trace_id, span_id)
+        )
+        select distinct sample_id from ids where known_as in (select sample_id from trained_before)
+        """
+    ).fetchall()
+    return frozenset(row[0] for row in found)
 
 
 def _text_rows(records: list[dict[str, Any]], config: TrainConfig, tokenizer: Any) -> list[Row]:

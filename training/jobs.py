@@ -154,8 +154,10 @@ def _online(job: Job, rollouts: RolloutsConfig) -> None:
         state = json.loads((saved / "state.json").read_text(encoding="utf-8"))
     else:
         _act_with(job, policies, job.parent or _publish(job, 0, {}).version, "the loop starts from it")
-    session = state.setdefault("session", secrets.token_hex(4))
+    # A round that was cut off begins again with episodes of its own: nothing of the first try mixes with them.
+    session = secrets.token_hex(4)
     updates = rollouts.rounds * rollouts.updates_per_round
+    trained = set(job.run.trained_before(first * rollouts.updates_per_round))
     with (
         Driver(rollouts.command, serve=rollouts.serve, collect=rollouts.collect, settle_s=rollouts.settle_s) as driver,
         progress("online rounds", rollouts.rounds) as bar,
@@ -168,7 +170,8 @@ def _online(job: Job, rollouts: RolloutsConfig) -> None:
             driver.flush()
             run_transform(lake, job.transform)
             ids = [task.rollout_id for task in round_tasks]
-            data = read_lake(lake, config, job.tokenizer, job.tokenizer_sha256, ids)
+            before = frozenset() if rollouts.retrain_revised else frozenset(trained)
+            data = read_lake(lake, config, job.tokenizer, job.tokenizer_sha256, ids, before)
             truths = read_outcomes(lake, ids)
             if not truths:
                 raise LightningError(
@@ -184,6 +187,7 @@ def _online(job: Job, rollouts: RolloutsConfig) -> None:
                 numbers |= {"round": number, "outcome": float(np.mean(list(truths.values())))}
                 job.run.metrics(step, numbers)
                 job.run.trained(step, rows)
+                trained.update(sample for row in rows for sample in row.sample_ids)
             remember_unsolved(rollouts, chosen, [truths.get(rollout_id) for rollout_id in ids], state)
             state["rounds"].append(
                 {"round": number, "rollouts": len(ids), "missing": sum(o.status == "timeout" for o in outcomes)}

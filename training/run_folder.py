@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from otel_lightning.app.errors import LightningError
-from otel_lightning.store.files import append_line, write_json
+from otel_lightning.store.files import append_line, write_json, write_whole
 from otel_lightning.training.config import TrainConfig, resolved
 from otel_lightning.training.data import Row
 
@@ -52,6 +52,17 @@ class RunFolder:
         if self._main:
             samples = sorted({sample for row in rows for sample in row.sample_ids})
             append_line(self.path / "trained.jsonl", json.dumps({"step": step, "samples": samples}))
+
+    def trained_before(self, step: int) -> frozenset[str]:
+        """The samples that steps before `step` trained. What later ones wrote, whose weights were lost with them, is forgotten."""
+        path = self.path / "trained.jsonl"
+        if not path.exists():
+            return frozenset()
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line]
+        kept = [line for line in lines if json.loads(line)["step"] < step]
+        if self._main and len(kept) < len(lines):
+            write_whole(path, "".join(f"{line}\n" for line in kept).encode())
+        return frozenset(sample for line in kept for sample in json.loads(line)["samples"])
 
     def close(self) -> None:
         """Finish the trackers."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pytest
 from episodes import YEAR_2100, Episode, Target, Writer, requests
 from hypothesis import given, settings
@@ -16,6 +17,9 @@ from running import Process
 from sql_files import parameters, sql_files, worlds
 
 from otel_lightning.app.errors import LightningError
+from otel_lightning.training.config import TrainConfig
+from otel_lightning.training.data import read_lake
+from otel_lightning.training.run_folder import RunFolder
 from otel_lightning.transforms.config import TransformConfig
 from otel_lightning.transforms.run import run_transform
 from otel_lightning.transforms.tables import open_tables
@@ -50,6 +54,15 @@ class Lake:
     def ask(self, query: str, **bound: Any) -> list[tuple[Any, ...]]:
         with open_tables(self.folder) as connection:
             return connection.execute(query, bound).fetchall()
+
+
+def job(lake: Lake) -> TrainConfig:
+    return TrainConfig.model_validate(
+        {
+            "model": {"policy": "current"}, "data": {"lake": lake.folder}, "algorithm": {"name": "grpo"},
+            "optim": {"lr": 1e-3, "steps": 1}, "output": lake.folder.parent / "job", "tensorboard": False,
+        }
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -91,6 +104,72 @@ def test_a_late_span_revises_its_episode_and_leaves_the_others(lake: Lake) -> No
         assert after[span][0] == sample
         changed = span.startswith("00000001")
         assert after[span][1:] == ((revision + 1, steps_before + 1) if changed else (revision, steps_before))
+
+
+def with_ids(prompt: list[int], answer: list[int]) -> dict[str, Any]:
+    return {
+        "lightning.prompt.token_ids": prompt, "lightning.choice.0.token_ids": answer, "lightning.tokenizer": "t",
+        "lightning.choice.0.logprobs": [-0.5] * len(answer), "gen_ai.request.temperature": 1.0,
+    }  # fmt: skip
+
+
+@pytest.mark.row(33)
+def test_an_online_job_trains_no_answer_twice_when_its_rollout_is_revised(lake: Lake) -> None:
+    w, root, config = writer(), "0000000100000001", job(lake)
+    w.spans = 1
+    first = w.call(root, "hello", "hi", values=with_ids([1, 2], [3, 4]), convention="genai")
+    late = writer()
+    late.clock, late.spans = w.clock, 10
+    w.root(span_id=root)
+    w.reward(1.0, Target("trace"), trace=w.trace(), span=root)
+    talk = [("user", "hello"), ("assistant", "hi"), ("user", "and then")]
+    second = late.call(root, talk, "bye", values=with_ids([1, 2, 3, 4, 5], [6]), convention="genai")
+    lake.send(w.episode)
+    lake.transform()
+    (rollout,) = lake.ask("select rollout_id from rollouts")[0]
+    ids = dict(lake.ask("select span_id, sample_id from samples"))
+
+    run = RunFolder(config, main=True)
+    rows = read_lake(lake.folder, config, None, "t", [rollout]).rows
+    assert [(row.sample_ids, row.mask.tolist()) for row in rows] == [((ids[first],), [0, 0, 1, 1])]
+    run.trained(0, rows)
+    run.trained(1, [])
+    lake.send(late.episode)
+    lake.transform()
+    ids = dict(lake.ask("select span_id, sample_id from samples"))
+    before = run.trained_before(1)
+    assert before == {ids[first]}
+
+    def masks(before: frozenset[str]) -> list[Any]:
+        found = read_lake(lake.folder, config, None, "t", [rollout], before).rows
+        return [(row.sample_ids, row.mask.tolist(), np.sign(row.advantages).tolist()) for row in found]
+
+    assert masks(before) == [((ids[second],), [0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 1])]
+    assert masks(frozenset())[0][:2] == ((ids[first], ids[second]), [0, 0, 1, 1, 0, 1])
+    with pytest.raises(LightningError, match="trained_before"):
+        masks(before | {ids[second]})
+    # A step that the checkpoint does not hold was lost with its weights: what it trained may be trained.
+    assert run.trained_before(0) == frozenset() == run.trained_before(1)
+
+
+@pytest.mark.row(33)
+def test_an_answer_that_was_trained_under_its_double_is_known(lake: Lake) -> None:
+    """Which of two spans of one call stands for it may change when the other one comes; it stays trained."""
+    w, root, config = writer(), "0000000100000001", job(lake)
+    w.spans = 1
+    values = with_ids([1, 2], [3]) | {"gen_ai.response.id": "r1"}
+    outer = w.call(root, "hello", "hi", values=values, convention="genai")
+    inner = w.call(outer, "hello", "hi", values=values, convention="genai")
+    w.root(span_id=root)
+    w.reward(1.0, Target("trace"), trace=w.trace(), span=root)
+    lake.send(w.episode)
+    lake.transform()
+    ((rollout, trace, span, sample),) = lake.ask("select rollout_id, trace_id, span_id, sample_id from samples")
+    (other,) = {outer, inner} - {span}
+    double = lake.ask("select sha256(to_json([$trace, $span, '0'])) as id", trace=trace, span=other)[0][0]
+    assert [row.sample_ids for row in read_lake(lake.folder, config, None, "t", [rollout]).rows] == [(sample,)]
+    with pytest.raises(LightningError, match="trained_before"):
+        read_lake(lake.folder, config, None, "t", [rollout], frozenset({double}))
 
 
 @pytest.mark.row(34)
