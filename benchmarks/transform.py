@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import hashlib
 import json
 import os
 import platform
@@ -36,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from peers.sides import Unavailable, environment
-from peers.traces import Maker, Writer, reward
+from peers.traces import FIXTURES, Maker, Writer, reward
 
 CACHE = Path(__file__).parents[1] / ".cache" / "bench" / "transform"
 BEGIN_NANO = 1_790_000_000_000_000_000
@@ -44,6 +45,19 @@ GOALS = {"credits": 50_000, "samples": 12_000}
 PEER_GOALS = {"credits": 25, "samples": 5}
 PEER_SPANS = 4000
 CHECKED_EPISODES = 60
+
+
+def made_in(spans: int, spans_a_trace: int) -> Path:
+    """Where a lake of this generator and these captures lies; those of earlier ones are removed."""
+    digest = hashlib.sha256((Path(__file__).parent / "peers" / "traces.py").read_bytes())
+    for path in sorted(path for path in FIXTURES.rglob("*") if path.is_file()):
+        digest.update(path.read_bytes())
+    name = f"spans-{spans}-{spans_a_trace}-"
+    folder = CACHE / (name + digest.hexdigest()[:12])
+    for other in CACHE.glob(f"{name}*"):
+        if other != folder:
+            shutil.rmtree(other)
+    return folder
 
 
 def make(folder: Path, spans: int, spans_a_trace: int, seed: int) -> dict[str, Any]:
@@ -54,7 +68,13 @@ def make(folder: Path, spans: int, spans_a_trace: int, seed: int) -> dict[str, A
     shutil.rmtree(folder, ignore_errors=True)
     say(f"making {spans:,} spans, {spans_a_trace:,} a trace")
     maker, writer = Maker(spans_a_trace, seed, BEGIN_NANO), Writer(folder / "lake")
-    made: dict[str, Any] = {"spans": 0, "llm_spans": 0, "episodes": [], "captures": len(maker.captures)}
+    made: dict[str, Any] = {
+        "spans": 0,
+        "llm_spans": 0,
+        "episodes": [],
+        "captures": len(maker.captures),
+        "conventions": maker.conventions,
+    }
     while made["spans"] < spans:
         episode = maker.episode(writer.traces, writer.logs)
         made["spans"] += episode.spans
@@ -127,11 +147,14 @@ def content(lake: Path, traces: list[str] | None = None, *, messages: bool = Tru
                 f"from {table} {where}"
             ).fetchone()
             hashes[name] = list(row or ())
+        spoken = connection.execute(
+            f"select convention, count(*) from calls {where} group by convention order by convention"
+        ).fetchall()
         totals = connection.execute(
             "select (select sum(spans)::bigint from rollouts), (select count(*) from rollouts), "
             "(select count(*) from rewards where unresolved_reason is null), (select count(*) from calls where trainable)"
         ).fetchone()
-    return {"hashes": hashes, "totals": list(totals or ())}
+    return {"hashes": hashes, "totals": list(totals or ()), "spoken": dict(spoken)}
 
 
 def excerpt(source: Path, target: Path, traces: list[str]) -> None:
@@ -166,6 +189,8 @@ def check(lake: Path, made: dict[str, Any], options: argparse.Namespace) -> dict
             f"transform: {made['spans']:,} spans and {len(made['episodes']):,} episodes were made, but {spans:,} spans are in "
             f"{rollouts:,} rollouts with {rewards:,} rewards; no time is worth printing"
         )
+    if silent := sorted(set(made["conventions"]) - found["spoken"].keys()):
+        raise SystemExit(f"transform: no call speaks {', '.join(silent)}; no time is worth printing")
     chosen = random.Random(0).sample(made["episodes"], min(CHECKED_EPISODES, len(made["episodes"])))
     traces = [trace for ids, _ in chosen for trace in ids]
     with tempfile.TemporaryDirectory(prefix="bench-transform-") as name:
@@ -232,7 +257,7 @@ def peer(lake: Path, made: dict[str, Any]) -> dict[str, Any]:
             raise Unavailable(f"Agent Lightning's adapter failed: {done.stderr.strip().splitlines()[-1][:200]}")
         found = json.loads(done.stdout.splitlines()[-1])
         found["bytes"] = path.stat().st_size
-    if not 0.9 * len(calls) <= found["triplets"] <= len(calls):
+    if not 0.9 * len(calls) <= found["triplets"] <= 1.1 * len(calls):
         raise SystemExit(f"transform: {len(calls)} calls, but {found['triplets']} triplets; the peer was not measured")
     return found | {"calls": len(calls)}
 
@@ -297,11 +322,11 @@ def measure(options: argparse.Namespace) -> list[str]:
     """Lines of Markdown."""
     CACHE.mkdir(parents=True, exist_ok=True)
     without = set(filter(None, options.without.split(",")))
-    folder = CACHE / f"spans-{options.spans}-10"
+    folder = made_in(options.spans, 10)
     made = make(folder, options.spans, 10, seed=1)
     lines = [
-        f"{made['spans']:,} spans in {len(made['episodes']):,} rollouts, {made['llm_spans']:,} of them LLM spans, {made['captures']} captures in equal "
-        f"shares, {made['bytes'] / made['spans'] / 1000:.1f} kB a span on disk.",
+        f"{made['spans']:,} spans in {len(made['episodes']):,} rollouts, {made['llm_spans']:,} of them LLM spans, {made['captures']} captures of "
+        f"{len(made['conventions'])} conventions in equal shares of rollouts, {made['bytes'] / made['spans'] / 1000:.1f} kB a span on disk.",
         "",
         "| | spans | CPU s | spans per CPU second | wall s | peak MiB | |",
         "|---|---|---|---|---|---|---|",
@@ -316,8 +341,10 @@ def measure(options: argparse.Namespace) -> list[str]:
         say("samples")
         samples = transform(work / "lake", options, fresh=True)
         say("checking counts and content")
-        if check(work / "lake", made, options)["hashes"] != credited:
+        found = check(work / "lake", made, options)
+        if found["hashes"] != credited:
             raise SystemExit("transform: credits differ with and without messages; no time is worth printing")
+        lines.insert(1, "Calls: " + ", ".join(f"{count:,} {name}" for name, count in found["spoken"].items()) + ".")
         lines += [row("credits", made["spans"], credits), row("samples", made["spans"], samples)]
         for kind, run in (("credits", credits), ("samples", samples)):
             verdicts.append(f"- {kind}: {rate(made, run):,.0f} spans per CPU second, goal {GOALS[kind]:,}")
@@ -354,7 +381,7 @@ def measure(options: argparse.Namespace) -> list[str]:
         if "flat" not in without:
             rates = {}
             for spans_a_trace in (10, 10_000):
-                other = CACHE / f"spans-{options.flat}-{spans_a_trace}"
+                other = made_in(options.flat, spans_a_trace)
                 flat = make(other, options.flat, spans_a_trace, seed=2)
                 say(f"{spans_a_trace:,} spans a trace")
                 run = transform(other / "lake", options, fresh=True)

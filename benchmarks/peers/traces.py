@@ -3,7 +3,8 @@
 Every trace of the captures under tests/fixtures/otlp is a unit: all that was said in it is widened until its spans carry
 TEXT_BYTES each on average, and what an instance must have of its own (trace and span ids, response and tool call ids,
 sessions, processes, times, texts) is filled into the serialised bytes in place. Units of one capture make an episode; the
-conventions take turns, so each has an equal share of the episodes. The lake is written by the collector's own ingest.
+conventions take turns, and so do the captures of one, so each convention has an equal share of the episodes. The lake is written
+by the collector's own ingest.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import os
 import random
 import re
 import struct
+import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import cycle
@@ -30,7 +33,12 @@ PROMPT_TOKENS, ANSWER_TOKENS = 512, 128
 TRACE, ROOT, OTHER = b"\xa1" * 15 + b"\x01", b"\xb2" * 7 + b"\x01", b"\xa1" * 15 + b"\x02"
 IDS = re.compile(r"\b(?:chatcmpl|resp|call|msg|cmpl|toolu|run|thread)[-_][A-Za-z0-9]{6,}|\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b")  # fmt: skip
 OWN_NAMES = ("session.id", "gen_ai.conversation.id", "user.id", "service.instance.id")
-COUNTS = ("gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens", "llm.token_count.completion")
+RECORDS = ("gen_ai.choice", "gen_ai.user.message", "gen_ai.system.message")
+ROLLOUT_NAMES = ("agentlightning.rollout_id", "agentlightning.attempt_id")
+COUNTS = (
+    "gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens", "llm.token_count.completion", "ai.usage.outputTokens",
+    "ai.usage.completionTokens",
+)  # fmt: skip
 HEX = b"0123456789abcdef"
 
 
@@ -39,6 +47,7 @@ class Unit:
     """One trace of a capture as serialised requests, and where in them an instance's own values go."""
 
     capture: str
+    convention: str
     spans: int
     llm_spans: int
     bodies: dict[str, bytearray] = field(default_factory=dict)
@@ -46,6 +55,9 @@ class Unit:
     roots: dict[str, list[int]] = field(default_factory=dict)
     span_ids: list[dict[str, list[int]]] = field(default_factory=list)
     names: list[tuple[int, dict[str, list[int]]]] = field(default_factory=list)  # hex digits to fill in
+    rollouts: list[tuple[int, dict[str, list[int]]]] = field(
+        default_factory=list
+    )  # the same, alike all over an episode
     texts: list[tuple[int, dict[str, list[int]]]] = field(default_factory=list)
     times: list[tuple[int, dict[str, list[int]]]] = field(default_factory=list)
     lasts_nano: int = 0
@@ -77,7 +89,7 @@ class Text:
 
 
 def units(tokens: bool, chance: random.Random) -> dict[str, list[Unit]]:
-    """Every usable trace of every capture, by convention (the capture's folder without its numbers)."""
+    """Every usable trace of every capture, by capture."""
     found: dict[str, list[Unit]] = {}
     for folder in sorted(path.parent for path in FIXTURES.glob("*/*/server_requests.jsonl")):
         if folder.parent.name in LEFT_OUT:
@@ -181,21 +193,41 @@ def _forms(text: str) -> list[str]:
     return list(dict.fromkeys([json.dumps(once, ensure_ascii=False)[1:-1], json.dumps(ascii_once)[1:-1], once, ascii_once, text]))  # fmt: skip
 
 
-def _is_llm(span: Any) -> bool:
+def _speaks(span: Any, logged: set[bytes]) -> str | None:
+    """The convention that an LLM span of a capture speaks; None for a span that is none. `logged`: spans with records of messages."""
     values = {a.key: a.value.string_value for a in span.attributes}
-    return (
-        values.get("openinference.span.kind") == "LLM"
-        or values.get("gen_ai.operation.name") in ("chat", "text_completion", "generate_content")
-        or "llm.request.type" in values
-    )
+    chat = values.get("gen_ai.operation.name") in ("chat", "text_completion", "generate_content")
+    if "ai.operationId" in values:
+        return "vercel" if values["ai.operationId"].endswith((".doGenerate", ".doStream")) else None
+    if "langfuse.observation.type" in values:
+        return "langfuse" if values["langfuse.observation.type"] == "generation" else None
+    if "langsmith.span.kind" in values:
+        return "langsmith" if values["langsmith.span.kind"] == "llm" else None
+    if "openinference.span.kind" in values:
+        return "openinference" if values["openinference.span.kind"] == "LLM" else None
+    if "gen_ai.request.type" in values or "agentops.span.kind" in values:
+        return "agentops" if values.get("gen_ai.request.type") in ("chat", "completion") else None
+    if "llm.request.type" in values or "traceloop.span.kind" in values:
+        return "openllmetry" if "llm.request.type" in values or chat else None
+    if not chat:
+        return None
+    if "events" in values:
+        return "pydantic_ai"
+    return "genai_events" if span.span_id in logged else "genai"
 
 
 def _unit(capture: str, spans: Any, logs: Any, said: list[str], tokens: bool, chance: random.Random) -> Unit | None:
     rows, records = _rows(spans), _rows(logs)
-    llm = [row for row in rows if _is_llm(row)]
+    logged = {
+        record.span_id
+        for record in records
+        if record.event_name in RECORDS or "event.name" in {a.key for a in record.attributes}
+    }
+    spoken = {row.span_id: _speaks(row, logged) for row in rows}
+    llm = [row for row in rows if spoken[row.span_id]]
     if not llm:
         return None
-    unit = Unit(capture, len(rows), len(llm))
+    unit = Unit(capture, Counter(filter(None, spoken.values())).most_common(1)[0][0], len(rows), len(llm))
     known = {row.span_id for row in rows}
     span_ids = sorted(known)
     for row in rows:
@@ -227,7 +259,6 @@ def _unit(capture: str, spans: Any, logs: Any, said: list[str], tokens: bool, ch
     for number, text in enumerate(texts):
         marks[short[text]] = (f"Q{number:04d}Z" + "".join(chance.choices("qxzjvk", k=30))).ljust(length, "#")
     names: dict[str, str] = {}
-
     own_names = {
         attribute.value.string_value
         for request in (spans, logs)
@@ -237,7 +268,17 @@ def _unit(capture: str, spans: Any, logs: Any, said: list[str], tokens: bool, ch
         if (attribute.key in OWN_NAMES or attribute.key.endswith(("session_id", "thread_id")))
         and len(attribute.value.string_value) >= 4
     }
-    found = sorted({*IDS.findall(joined), *own_names}, key=lambda text: (-len(text), text))
+    rollouts = {
+        attribute.value.string_value
+        for request in (spans, logs)
+        for resource in (request.resource_spans if hasattr(request, "resource_spans") else request.resource_logs)
+        for holder in (resource.resource, *(_rows(request)))
+        for attribute in holder.attributes
+        if attribute.key in ROLLOUT_NAMES and len(attribute.value.string_value) >= 4
+    }
+    # Names of rollouts are as long as each other: the units of an episode share one.
+    names |= {name: "".join(chance.choices("0123456789abcdef", k=32)) for name in sorted(rollouts)}
+    found = sorted({*IDS.findall(joined), *own_names, *rollouts}, key=lambda text: (-len(text), text))
     for request in (spans, logs):
         for value in _strings(request):
             text = value.string_value
@@ -255,7 +296,8 @@ def _unit(capture: str, spans: Any, logs: Any, said: list[str], tokens: bool, ch
         unit.bodies["events"] = bytearray(logs.SerializeToString())
     unit.traces, unit.roots = unit.places(TRACE), unit.places(ROOT)
     unit.span_ids = [unit.places(span_id) for span_id in span_ids]
-    unit.names = [(len(name), unit.places(name.encode())) for name in names.values()]
+    unit.names = [(len(put), unit.places(put.encode())) for name, put in names.items() if name not in rollouts]
+    unit.rollouts = [(len(put), unit.places(put.encode())) for name, put in names.items() if name in rollouts]
     unit.texts = [(length, unit.places(place.encode())) for place in marks.values()]
     unit.times = [(t - first, unit.places(struct.pack("<Q", t))) for t in times if t]
     return unit
@@ -281,6 +323,10 @@ def _add_tokens(span: Any, chance: random.Random) -> None:
     for attribute in span.attributes:
         if attribute.key in COUNTS:
             attribute.value.int_value = ANSWER_TOKENS
+        elif attribute.key == "langfuse.observation.usage_details":
+            counts = json.loads(attribute.value.string_value)
+            counts |= {key: ANSWER_TOKENS for key in ("output", "completion_tokens") if key in counts}
+            attribute.value.string_value = json.dumps(counts)
 
 
 @dataclass
@@ -291,6 +337,7 @@ class Episode:
     spans: int
     llm_spans: int
     capture: str
+    convention: str
     root_span: bytes
 
 
@@ -303,7 +350,27 @@ class Maker:
         self._spans_a_trace = spans_a_trace
         with_tokens, without = units(True, self._chance), units(False, self._chance)
         self.captures = sorted(with_tokens)
-        self._turns = cycle([(name, pool[name]) for name in self.captures for pool in (with_tokens, without)])
+        # A capture belongs to the convention that most of its traces speak.
+        spoken = {
+            name: Counter(unit.convention for unit in with_tokens[name]).most_common(1)[0][0] for name in self.captures
+        }
+        self.conventions = sorted(set(spoken.values()))
+        self._turns = cycle(
+            [
+                (
+                    convention,
+                    cycle(
+                        [
+                            (name, pool[name])
+                            for name in self.captures
+                            if spoken[name] == convention
+                            for pool in (with_tokens, without)
+                        ]
+                    ),
+                )
+                for convention in self.conventions
+            ]
+        )
         self._number = 0
         self._clock = begin_unix_nano
 
@@ -316,11 +383,12 @@ class Maker:
         """
         chance = self._chance
         self._number += 1
-        capture, pool = next(self._turns)
+        convention, captures = next(self._turns)
+        capture, pool = next(captures)
         two = self._number % 10 == 0 and of is None
         ids = of or [chance.randbytes(16) for _ in range(1 + two)]
         roots = [chance.randbytes(8) for _ in ids]
-        made = Episode(ids, 0, 0, capture, roots[0])
+        made = Episode(ids, 0, 0, capture, convention, roots[0])
         began = self._clock
         turn, goal = chance.randrange(len(pool)), self._spans_a_trace * len(ids)
         placed = which = 0
@@ -329,7 +397,7 @@ class Maker:
             turn += 1
             which = 1 if two and placed and made.spans >= goal // 2 else 0
             placed += 1
-            self._fill(unit, ids[which], roots[which], traces, logs)
+            self._fill(unit, ids[which], roots[which], ids[0], traces, logs)
             made.spans += unit.spans
             made.llm_spans += unit.llm_spans
         if of is None:
@@ -339,7 +407,7 @@ class Maker:
             logs += reward(self._clock, (self._number % 5) / 4, trace_id=ids[0], span_id=roots[0])
         return made
 
-    def _fill(self, unit: Unit, trace: bytes, root: bytes, traces: bytearray, logs: bytearray) -> None:
+    def _fill(self, unit: Unit, trace: bytes, root: bytes, first: bytes, traces: bytearray, logs: bytearray) -> None:
         bodies, chance = unit.bodies, self._chance
 
         def put(places: dict[str, list[int]], value: bytes) -> None:
@@ -355,6 +423,8 @@ class Maker:
             put(places, chance.randbytes(8))
         for length, places in unit.names:
             put(places, chance.randbytes((length + 1) // 2).hex()[:length].encode())
+        for length, places in unit.rollouts:
+            put(places, first.hex()[:length].encode())
         for length, places in unit.texts:
             put(places, self._text.slice(length))
         for offset, places in unit.times:
@@ -404,30 +474,48 @@ class Writer:
         os.makedirs(lake, exist_ok=True)
         self._ingest = Ingest(RealDisk, Lake(lake), ParquetConverter(), Limits(roll_s=3600))
         self.traces, self.logs = bytearray(), bytearray()
-        self._waiting: list[Any] = []
+        self._waiting: list[tuple[Any, Any]] = []
 
     def offer(self, force: bool = False) -> None:
         """Send what has gathered, if it is enough for a request."""
-        from otel_lightning.app.errors import BusyError
         from otel_lightning.collector.check import check_protobuf
 
         for signal, body in (("spans", self.traces), ("events", self.logs)):
             if len(body) > (0 if force else self.REQUEST_BYTES):
                 accepted = check_protobuf(signal, bytes(body))
                 body.clear()
-                while True:
-                    try:
-                        self._waiting.append(self._ingest.submit(accepted))
-                        break
-                    except BusyError:
-                        self._waiting.pop(0).result(120)
+                self._submit(accepted)
         while len(self._waiting) > 64:
-            self._waiting.pop(0).result(120)
+            self._settle()
+
+    def _submit(self, accepted: Any) -> None:
+        from otel_lightning.app.errors import BusyError
+
+        while True:
+            try:
+                self._waiting.append((accepted, self._ingest.submit(accepted)))
+                return
+            except BusyError:
+                if self._waiting:
+                    self._settle()
+                else:
+                    time.sleep(0.05)
+
+    def _settle(self) -> None:
+        """Wait for the oldest request; a sender sends again what was too much for now."""
+        from otel_lightning.app.errors import BusyError
+
+        accepted, future = self._waiting.pop(0)
+        try:
+            future.result(120)
+        except BusyError:
+            time.sleep(0.05)
+            self._submit(accepted)
 
     def close(self) -> None:
         """Everything is Parquet afterwards."""
         self.offer(force=True)
-        for future in self._waiting:
-            future.result(120)
+        while self._waiting:
+            self._settle()
         if not self._ingest.close():
             raise SystemExit("transform: the lake was not written whole; nothing was measured")
