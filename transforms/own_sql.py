@@ -169,8 +169,8 @@ class OwnSql:
         if self.where is not None:
             check_expression(connection, self.where, "where", "rollouts", row_by_row=True)
 
-    def after(self, connection: duckdb.DuckDBPyConnection, table: str) -> None:
-        """Run what belongs behind the step that made `table`."""
+    def after(self, connection: duckdb.DuckDBPyConnection, table: str, *, rehearsal: bool = False) -> None:
+        """Run what belongs behind the step that made `table`; in a rehearsal for the names and types of its columns alone."""
         if table == "rollouts":
             connection.execute("create or replace temp table populations (rollout_id varchar, population varchar)")
             if self.within is not None:
@@ -182,10 +182,10 @@ class OwnSql:
             columns = ", ".join(f"{name} {kind}" for name, kind in COMPUTED.items())
             connection.execute(f"create or replace temp table computed_rewards ({columns})")
             for statement in self.rewards:
-                _compute(connection, statement)
+                _compute(connection, statement, rehearsal=rehearsal)
             _hold(connection, {statement.source: statement.file for statement in self.rewards})
         elif table == "choices" and self.credit is not None:
-            _assign(connection, self.credit)
+            _assign(connection, self.credit, rehearsal=rehearsal)
 
     def _populations(self, connection: duckdb.DuckDBPyConnection) -> None:
         try:
@@ -267,6 +267,8 @@ def _rows(
     where: str,
     returned: dict[str, str],
     tables: dict[str, str],
+    *,
+    rehearsal: bool,
 ) -> set[str]:
     """`table` is what the user's select returns, cast to what is expected; the names of the columns that it has."""
     connection.execute(
@@ -276,7 +278,9 @@ def _rows(
     try:
         names = {}
         for control in (True, False):
-            connection.execute(f"create or replace temp table given as {_offer(text, tables, control=control)}")
+            # An aggregate has a row where there are none.
+            limit = " limit 0" if rehearsal else ""
+            connection.execute(f"create or replace temp table given as {_offer(text, tables, control=control)}{limit}")
             names = {row[0].lower(): row[0] for row in connection.execute("describe given").fetchall()}
             for name in names:
                 if name not in returned:
@@ -296,9 +300,9 @@ def _rows(
     return set(names)
 
 
-def _compute(connection: duckdb.DuckDBPyConnection, statement: Statement) -> None:
+def _compute(connection: duckdb.DuckDBPyConnection, statement: Statement, *, rehearsal: bool) -> None:
     where = statement.where
-    names = _rows(connection, "computed", statement.text, where, RETURNED, OFFERED)
+    names = _rows(connection, "computed", statement.text, where, RETURNED, OFFERED, rehearsal=rehearsal)
     if not names & {"value", "label"}:
         raise ConfigError(f"{where}: returns neither value nor label")
     if not names & {"rollout_id", "trace_id", "response_id"}:
@@ -402,8 +406,8 @@ def _hold(connection: duckdb.DuckDBPyConnection, files: dict[str, str]) -> None:
         )
 
 
-def _assign(connection: duckdb.DuckDBPyConnection, credit: CreditFile) -> None:
-    names = _rows(connection, "computed", credit.text, credit.file, CREDITED, CREDIT_TABLES)
+def _assign(connection: duckdb.DuckDBPyConnection, credit: CreditFile, *, rehearsal: bool) -> None:
+    names = _rows(connection, "computed", credit.text, credit.file, CREDITED, CREDIT_TABLES, rehearsal=rehearsal)
     for needed in ("trace_id", "span_id", "credit"):
         if needed not in names:
             raise ConfigError(f"{credit.file}: returns no column '{needed}'; return trace_id, span_id, choice, credit")

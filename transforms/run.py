@@ -48,6 +48,8 @@ from otel_lightning.transforms.derived import (
 from otel_lightning.transforms.guard import lock
 from otel_lightning.transforms.own_sql import OwnSql
 from otel_lightning.transforms.preferences import reduce_pairs
+from otel_lightning.transforms.rehearsal import rehearse
+from otel_lightning.transforms.shapes import CONFIGURED
 from otel_lightning.transforms.telling import Telling
 from otel_lightning.transforms.touched import count as _count
 
@@ -290,9 +292,7 @@ def _work_late(
 
 def _define_prices(connection: duckdb.DuckDBPyConnection, config: TransformConfig) -> None:
     """`prices` per million tokens; a name that ends in * is for every model whose name begins so."""
-    connection.execute(
-        "create or replace temp table prices (model varchar, starts boolean, input decimal(18, 9), output decimal(18, 9))"
-    )
+    connection.execute(f"create or replace temp table prices ({CONFIGURED['prices']})")
     for name, price in sorted(config.prices.items()):
         connection.execute(
             "insert into prices values ($model, $starts, $input, $output)",
@@ -312,10 +312,8 @@ def _define_rewards(
         known = {*own.names, *config.rewards.attributes}
         weights = {name: 1.0 for name in _only_reward_name(connection, lake, new, known)}
     outcome = config.rewards.outcome or (next(iter(weights)) if len(weights) == 1 else None)
-    connection.execute(
-        "create or replace temp table reward_names (name varchar, weight double, combine varchar, is_outcome boolean)"
-    )
-    connection.execute("create or replace temp table reward_labels (name varchar, label varchar, value double)")
+    for table in ("reward_names", "reward_labels"):
+        connection.execute(f"create or replace temp table {table} ({CONFIGURED[table]})")
     for name in sorted(set(weights) | ({outcome} if outcome else set())):
         connection.execute(
             "insert into reward_names values ($name, $weight, $combine, $outcome)",
@@ -562,6 +560,7 @@ def _connect(config: TransformConfig, own: OwnSql, lake: Lake) -> Iterator[duckd
         connection.execute(f"set threads = {threads:d}")
         lock(connection, lake.root)  # the user's SQL runs in it too
         own.check(connection)
+        rehearse(own, own.method(config), _parameters(config, 0, ""))
         yield connection
     finally:
         connection.close()

@@ -1,4 +1,4 @@
-"""Empty relations with the columns of the lake's tables, for a lake that has no file of a signal yet."""
+"""Empty relations with the columns of the lake's tables, for a lake that has no file of a signal yet; and what a configuration becomes."""
 
 from __future__ import annotations
 
@@ -46,6 +46,13 @@ MAPS = {
     "attributes_dbl": "map(varchar, double)",
     "attributes_bool": "map(varchar, boolean)",
     "attributes_json": "map(varchar, varchar)",
+}
+
+# What a run makes of its configuration before the first step.
+CONFIGURED = {
+    "reward_names": "name varchar, weight double, combine varchar, is_outcome boolean",
+    "reward_labels": "name varchar, label varchar, value double",
+    "prices": "model varchar, starts boolean, input decimal(18, 9), output decimal(18, 9)",
 }
 
 

@@ -21,7 +21,8 @@ from otel_lightning.transforms import steps
 from otel_lightning.transforms.config import TransformConfig, read_config
 from otel_lightning.transforms.derived import make_folders
 from otel_lightning.transforms.explain import explain
-from otel_lightning.transforms.own_sql import OwnSql
+from otel_lightning.transforms.own_sql import OwnSql, Statement
+from otel_lightning.transforms.rehearsal import rehearse
 from otel_lightning.transforms.run import (
     TransformReport,
     _connect,
@@ -254,6 +255,60 @@ def said(halfway: duckdb.DuckDBPyConnection, tmp_path: Path) -> Callable[..., st
         return line
 
     return words
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "words"),
+    [
+        (
+            "rewards",
+            "-- name: x\nselect rollout_id, valeu as value from rollouts",
+            "mine.sql: statement 'x': Binder Error",
+        ),
+        (
+            "rewards",
+            "-- name: x\nselect rollout_id from rollouts",
+            "mine.sql: statement 'x': returns neither value nor label",
+        ),
+        ("credit", "select trace_id, span_id, onw_score as credit from choices", "mine.sql: Binder Error"),
+        ("credit", "select trace_id, span_id from choices", "mine.sql: returns no column 'credit'"),
+        ("within", "service_nam", "credit.within: Binder Error"),
+        ("where", "rewrad > 0.5", "where: Binder Error"),
+    ],
+)
+def test_what_does_not_fit_the_tables_is_found_before_any_work(told: tuple[Path, Any], tmp_path: Path, key: str, text: str, words: str) -> None:  # fmt: skip
+    def config(text: str) -> TransformConfig:
+        mine = tmp_path / "mine.sql"
+        mine.write_text(text)
+        more = {
+            "rewards": {"rewards": {"sql": [str(mine)]}},
+            "credit": {"credit": {"sql": str(mine)}},
+            "within": {"credit": {"baseline": "population", "within": text}},
+            "where": {"where": text},
+        }
+        return TransformConfig.model_validate({"rewards": {"train": {"resolved": 1.0}}, "settle_s": 1} | more[key])
+
+    # No span of this lake can be read: whoever comes to that ends with another message.
+    broken = tmp_path / "broken"
+    shutil.copytree(told[0], broken)
+    for path in broken.glob("spans/*/*.parquet"):
+        path.write_bytes(b"no parquet")
+    with pytest.raises(LightningError) as caught:
+        run_transform(broken, config(text), now_unix_nano=NOW)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert not (broken / "derived" / "keys").exists() or not any((broken / "derived" / "keys").rglob("*.parquet"))
+    right = {"rewards": "-- name: x\nselect rollout_id, 1 as value from rollouts", "within": "service_name", "where": "true",
+             "credit": "select trace_id, span_id, own_score as credit from choices"}  # fmt: skip
+    with pytest.raises((duckdb.Error, LightningError), match=r"(?i)parquet"):
+        run_transform(broken, config(right[key]), now_unix_nano=NOW)
+
+
+def test_an_aggregate_over_nothing_is_no_mistake() -> None:
+    """What a statement says of no rollout is not judged before the run: there is a row of it, and none of its target."""
+    statement = Statement(
+        "mine.sql", "mine.sql", "1", "x", "select min(rollout_id) as rollout_id, count(*) as value from rollouts"
+    )
+    rehearse(OwnSql((statement,)), "broadcast", _parameters(TransformConfig(), NOW, ""))
 
 
 QUICK = """-- What the episode cost and how it went.

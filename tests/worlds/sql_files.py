@@ -36,15 +36,13 @@ from otel_lightning.transforms import run, steps
 from otel_lightning.transforms.config import TransformConfig
 from otel_lightning.transforms.derived import KEYED, REDUCED, STORED_NAME
 from otel_lightning.transforms.own_sql import COMPUTED
-from otel_lightning.transforms.shapes import empty_relation
+from otel_lightning.transforms.shapes import CONFIGURED, empty_relation
 from otel_lightning.transforms.steps import Step, create, quoted, reads
 
 SIGNALS = ("spans", "events")
 # What the engine makes before the first file runs.
 ENGINE_TABLES = {
-    "reward_names": "name varchar, weight double, combine varchar, is_outcome boolean",
-    "reward_labels": "name varchar, label varchar, value double",
-    "prices": "model varchar, starts boolean, input decimal(18, 9), output decimal(18, 9)",
+    **CONFIGURED,
     # What the user's own SQL fills while a run works.
     "populations": "rollout_id varchar, population varchar",
     "unwanted": "rollout_id varchar",
