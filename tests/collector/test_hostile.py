@@ -242,7 +242,7 @@ def test_no_value_is_ever_formatted_into_a_statement(part: str) -> None:
         "before", "query", "columns", "key", "run", "table", "step.text", "view.text", "source if paths else empty_relation(signal)", "threads",
         "config.threads", "now['rollouts']", "now['rewards']", "mention", "bucket.number", "which", "chosen", "limit", "NODE[signal]", "INDEX", "ASKED", "name", "wide", "records", "compression_level", "_chosen(self.where)",
         "ASKING", "kind", "form", "manifest.run", "int(config.memory_mb * DUCKDB_SHARE)", "len(str(lake.root)) + 2",
-        "CONTROL_ROLLOUTS", "HOMES", "target", "of_tasks",
+        "CONTROL_ROLLOUTS", "HOMES", "target", "of_tasks", "CONFIGURED[table]", "CONFIGURED['prices']",
     }  # fmt: skip
     # The user's own SQL, run locked down: data.where of a training job, rewards and credit in SQL, parsed before (guard.py).
     assert {item for item in found if item.split(": ", 1)[1] not in made} <= {
