@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from otel_lightning.app.config import Config
+from otel_lightning.app.config import Config, nearest
 from otel_lightning.transforms.config import TransformConfig
+from otel_lightning.transforms.steps import signal_names
 
 
 class ModelConfig(Config):
@@ -122,6 +123,21 @@ class GateConfig(Config):
         description="take current's outcomes from the gate that promoted it, when that had this command, these tasks and "
         "this seed; right only while the agent and its world have not changed since",
     )
+    refuse_signals: list[str] = Field(
+        default=[],
+        description="signals whose finding of high severity refuses promotion; every such finding is in gate.json",
+    )
+
+    @field_validator("refuse_signals")
+    @classmethod
+    def _known_signals(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name not in (known := signal_names()):
+                guess = nearest(name, known)
+                raise ValueError(
+                    f"no signal '{name}'; " + (f"did you mean {guess}?" if guess else f"there are {', '.join(known)}")
+                )
+        return names
 
 
 class TrainConfig(Config):

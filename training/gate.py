@@ -1,7 +1,8 @@
 """The gate: a policy is promoted on the outcome of held-out tasks, candidate against current, paired by task and seed.
 
-Promote when the mean difference is above 0 and the 95% bootstrap lower bound is at least −margin. Too few tasks for the
-margin: say how many are needed and do not decide. Outcomes are read from the lake, never from the driver.
+Promote when the mean difference is above 0, the 95% bootstrap lower bound is at least −margin and no signal in
+`gate.refuse_signals` is high. Too few tasks for the margin: say how many are needed and do not decide. Outcomes are read from
+the lake, never from the driver.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ from otel_lightning.transforms.tables import open_tables
 
 BOOTSTRAP_DRAWS = 10_000
 Z95 = 1.96
+NO_CURRENT = "the gate compares with the current policy and there is none; promote one with lightning-policy promote, or leave gate out"
 
 
 @dataclass(frozen=True)
 class Verdict:
     """gate.json: what was compared, over how many paired tasks, and what follows.
 
-    `basis` is the hash of command, tasks and seed; `rollouts` begins the id of every rollout that was played for it.
+    `basis` is the hash of command, tasks and seed; `rollouts` begins the id of every rollout that was played for it; `signals`
+    are the lake's findings of high severity when it was decided.
     """
 
     kind: str
@@ -51,6 +54,7 @@ class Verdict:
     missing: int
     basis: str
     rollouts: str
+    signals: list[dict[str, str]]
 
 
 def decide(
@@ -81,7 +85,7 @@ def run_gate(lake: Path, candidate: str, config: GateConfig, transform: Transfor
     policies = Policies(lake / "policies")
     champion = policies.pointer("current")
     if champion is None:
-        raise LightningError("there is no current policy to compare with; promote one with lightning-policy promote")
+        raise LightningError(NO_CURRENT)
     tasks = read_tasks(config.tasks)
     basis = hashlib.sha256(json.dumps([config.command, tasks, seed], sort_keys=True).encode()).hexdigest()
     rollouts = f"gate-{secrets.token_hex(4)}"
@@ -109,6 +113,10 @@ def run_gate(lake: Path, candidate: str, config: GateConfig, transform: Transfor
         raise LightningError("no gate task has an outcome in the lake; does the rollouts command send rewards.outcome?")
     before, after = (np.array(values, dtype=np.float64) for values in zip(*pairs, strict=True))
     difference, low, high, verdict, reason = decide(before, after, config.margin, seed)
+    found = high_signals(lake)
+    if verdict == "promote" and (against := [item for item in found if item["signal"] in config.refuse_signals]):
+        told = "; ".join(f"{item['signal']} ({item['subject']}): {item['detail']}" for item in against)
+        verdict, reason = "refuse", f"{reason}, but {told}; look at the signals, or take it out of gate.refuse_signals"
     result = Verdict(
         kind="tasks",
         champion=champion,
@@ -125,6 +133,7 @@ def run_gate(lake: Path, candidate: str, config: GateConfig, transform: Transfor
         missing=len(tasks) - len(pairs),
         basis=basis,
         rollouts=rollouts,
+        signals=found,
     )
     policies.write_gate(candidate, asdict(result))
     if verdict == "promote":
@@ -152,6 +161,15 @@ def _plan(begin: str, version: str, tasks: list[dict[str, Any]], seed: int) -> l
         )
         for index, task in enumerate(tasks)
     ]
+
+
+def high_signals(lake: Path) -> list[dict[str, str]]:
+    """What looks badly wrong in the lake: signal, subject and detail of each finding of high severity."""
+    with open_tables(lake) as connection:
+        rows = connection.execute(
+            "select signal, subject, detail from signals where severity = 'high' order by signal, subject, detail"
+        ).fetchall()
+    return [{"signal": signal, "subject": subject, "detail": detail} for signal, subject, detail in rows]
 
 
 def read_outcomes(lake: Path, rollout_ids: list[str]) -> dict[str, float]:

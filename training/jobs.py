@@ -21,7 +21,7 @@ from otel_lightning.training.config import RolloutsConfig, TrainConfig, resolved
 from otel_lightning.training.curriculum import choose, fresh, remember_unsolved
 from otel_lightning.training.data import Dataset, Row, read_lake, read_messages
 from otel_lightning.training.driver import Driver, Task, read_tasks
-from otel_lightning.training.gate import read_outcomes, run_gate
+from otel_lightning.training.gate import NO_CURRENT, read_outcomes, run_gate
 from otel_lightning.training.loop import Learner, batches, rate, step_count
 from otel_lightning.training.run_folder import RunFolder
 from otel_lightning.transforms.config import TransformConfig
@@ -58,6 +58,10 @@ def run_job(config: TrainConfig, *, dry_run: bool) -> int:
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise ConfigError(f"mixed precision {accelerator.mixed_precision} is not supported; use bf16 or no")
     folder, parent = models.source_folder(config)
+    lake = config.data.lake if config.gate is not None and config.publish else None
+    # After hours of training it would be found too late.
+    if lake is not None and Policies(lake / "policies").pointer("current") is None:
+        raise LightningError(NO_CURRENT)
     if config.data.lake is not None and config.data.transform is not None and config.rollouts is None:
         if accelerator.is_main_process:
             run_transform(config.data.lake, config.data.transform)
@@ -275,6 +279,8 @@ def _gate(job: Job, version: str) -> None:
         return
     verdict = run_gate(config.data.lake, version, config.gate, job.transform, config.seed)
     print(f"gate: {verdict.verdict} {version}: {verdict.reason}", flush=True)
+    for found in verdict.signals:
+        print(f"  signal {found['signal']} ({found['subject']}): {found['detail']}", flush=True)
 
 
 def _resume(job: Job, identity: str) -> int:

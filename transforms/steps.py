@@ -75,10 +75,14 @@ def pairs() -> Step:
     return _step("92_pairs.sql")
 
 
+def signal_names() -> list[str]:
+    """What the signals are called: each is a file of that name."""
+    return sorted(item.name.removesuffix(".sql") for item in (SQL / "signals").iterdir() if item.name.endswith(".sql"))
+
+
 def signals() -> Step:
     """All signals as one view: what each file finds, one after the other."""
-    named = sorted(item.name for item in (SQL / "signals").iterdir() if item.name.endswith(".sql"))
-    text = "\nunion all\n".join(f"select * from (\n{_read(f'signals/{name}')}\n)" for name in named)
+    text = "\nunion all\n".join(f"select * from (\n{_read(f'signals/{name}.sql')}\n)" for name in signal_names())
     return Step("signals", "signals", text)
 
 

@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from running import attributes
 
 from otel_lightning.app.errors import ConfigError
 from otel_lightning.store.policies import Policies, file_sha256
-from otel_lightning.training.config import TrainConfig
+from otel_lightning.training.config import GateConfig, TrainConfig
 from otel_lightning.training.driver import Driver, Task
-from otel_lightning.training.gate import decide, played_before
+from otel_lightning.training.gate import Verdict, decide, played_before, run_gate
+from otel_lightning.transforms.config import TransformConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -212,3 +214,88 @@ def test_a_gate_reuses_only_what_was_played_whole_and_on_the_same_basis(tmp_path
             policies.write_gate(version, gate)
     assert [played_before(policies, version, "b") for version in policies.versions()] == [None, "gate-1", None]
     assert played_before(policies, policies.versions()[1], "other tasks, seed or command") is None
+
+
+PLAYER = """
+import json, os, sys
+sys.path.insert(0, {worlds!r})
+from running import Otlp, attributes
+otlp = Otlp(os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"])
+for number, line in enumerate(sys.stdin):
+    task = json.loads(line)
+    trace, span, at = os.urandom(16).hex(), os.urandom(8).hex(), otlp.tick()
+    mine = dict(attributes={{"lightning.rollout.id": task["rollout_id"]}})
+    said = {{"openinference.span.kind": "LLM", "llm.model_name": "m", "lightning.rollout.id": task["rollout_id"],
+            "llm.input_messages.0.message.role": "user", "llm.input_messages.0.message.content": task["task_id"],
+            "llm.output_messages.0.message.role": "assistant", "llm.output_messages.0.message.content": "done"}}
+    score = {{"gen_ai.evaluation.name": "resolved", "gen_ai.evaluation.score.value": float(task["policy"] != "v0001"),
+             "lightning.rollout.id": task["rollout_id"]}}
+    otlp.send([dict(traceId=trace, spanId=span, name="chat", startTimeUnixNano=str(at), endTimeUnixNano=str(otlp.tick()),
+                    attributes=attributes(said))],
+              [dict(timeUnixNano=str(otlp.tick()), eventName="gen_ai.evaluation.result", attributes=attributes(score))])
+    print(json.dumps({{"rollout_id": task["rollout_id"], "status": "finished"}}), flush=True)
+"""
+
+
+def three_policies(lake: Path) -> Policies:
+    policies = Policies(lake / "policies")
+    for _ in range(3):
+        policies.publish(lambda folder: (folder / "config.json").write_text("{}"), {})
+    policies.point("current", "v0001", who="test", why="it begins")
+    return policies
+
+
+def test_a_gate_refuses_on_the_signals_that_it_is_told_to_heed(collector, otlp, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Twelve episodes of one service have no reward, which is a finding of high severity, while the outcome rises."""
+    player, tasks, lake = tmp_path / "player.py", tmp_path / "tasks.jsonl", tmp_path / "lake"
+    player.write_text(PLAYER.format(worlds=str(ROOT / "tests" / "worlds")))
+    tasks.write_text("".join(json.dumps({"task_id": f"t-{number}"}) + "\n" for number in range(12)))
+    for number in range(12):
+        otlp.send([
+            {
+                "traceId": f"{number + 1:032x}", "spanId": f"{number + 1:016x}", "name": "chat", "startTimeUnixNano": str(otlp.tick()),
+                "endTimeUnixNano": str(otlp.tick()), "attributes": attributes({
+                    "openinference.span.kind": "LLM", "llm.model_name": "m", "llm.input_messages.0.message.role": "user",
+                    "llm.input_messages.0.message.content": f"question {number}",
+                    "llm.output_messages.0.message.role": "assistant", "llm.output_messages.0.message.content": "done",
+                }),
+            }
+        ], resource={"service.name": "silent"})  # fmt: skip
+    policies = three_policies(lake)
+    # The player needs no model; who serves is only told to flush.
+    gate = {
+        "command": f"{sys.executable} {player}", "tasks": str(tasks), "serve": collector.url, "collect": collector.url,
+        "settle_s": 0, "deadline_s": 60,
+    }  # fmt: skip
+    transform = TransformConfig.model_validate(
+        {"rewards": {"train": {"resolved": 1.0}}, "settle_s": 0, "split": {"eval_percent": 0}}
+    )
+
+    def run(version: str, *heeded: str) -> Verdict:
+        return run_gate(lake, version, GateConfig.model_validate(gate | {"refuse_signals": list(heeded)}), transform, 0)
+
+    refused = run("v0002", "missing_rewards")
+    assert (refused.verdict, refused.difference) == ("refuse", 1.0)
+    assert "missing_rewards (silent): 12 of 12 episodes have no reward that counts" in refused.reason
+    assert "gate.refuse_signals" in refused.reason and policies.pointer("current") == "v0001"
+    recorded = policies.get("v0002").gate
+    assert (
+        recorded is not None
+        and {"signal": "missing_rewards", "subject": "silent"}.items() <= recorded["signals"][0].items()
+    )
+    # What is not named is on record and decides nothing.
+    promoted = run("v0003", "stale_policy")
+    assert promoted.verdict == "promote" and promoted.signals and policies.pointer("current") == "v0003"
+    with pytest.raises(ValueError, match="no signal 'missing_reward'; did you mean missing_rewards"):
+        run("v0003", "missing_reward")
+
+
+def test_a_job_whose_gate_has_nothing_to_compare_with_ends_before_it_trains(job: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load(job.read_text())
+    config["data"]["lake"], config["publish"] = str(tmp_path / "lake"), True
+    config["gate"] = {"command": "true", "tasks": "none.jsonl", "serve": "http://x", "collect": "http://x"}
+    job.write_text(yaml.safe_dump(config))
+    (tmp_path / "lake").mkdir()
+    done = train(job)
+    assert done.returncode and "the gate compares with the current policy and there is none" in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "run" / "metrics.jsonl").exists()
