@@ -38,6 +38,8 @@ REWARDS = {
 CONFIGS: dict[str, dict[str, Any]] = {
     "broadcast": {"credit": {"method": "broadcast", "baseline": "group", "scale": "std"}},
     "discounted": {"credit": {"method": "discounted", "gamma": 0.9, "baseline": "rloo"}},
+    "agent": {"credit": {"method": "agent", "baseline": "group"}},
+    "branch": {"credit": {"method": "branch", "baseline": "branch"}},
 }
 # Environments with one version of DuckDB each, made by `make property`.
 VERSIONS = ("1.5", "2.0")
@@ -114,6 +116,15 @@ def test_any_sequence_of_runs_and_kills_ends_where_one_full_run_does(
 
 def test_threads_and_buckets_change_nothing(lakes: Lakes, expected: dict[str, list[tuple[Any, ...]]]) -> None:
     agree(whole(lakes.other, "broadcast", threads=2, buckets=2), expected)
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS.keys() - {"broadcast"}))
+def test_every_way_to_assign_credit_agrees_on_two_deliveries(lakes: Lakes, name: str, tmp_path: Path) -> None:
+    for lake in ("stepwise", "other"):
+        shutil.copytree(getattr(lakes, lake), tmp_path / lake, ignore=shutil.ignore_patterns("derived", "wal"))
+    one = whole(tmp_path / "stepwise", name)
+    assert len(one["credits"]) > 10
+    agree(one, whole(tmp_path / "other", name, threads=2, buckets=3))
 
 
 def test_rewards_stand_where_the_generator_says(lakes: Lakes, expected: dict[str, list[tuple[Any, ...]]]) -> None:
