@@ -27,7 +27,8 @@ BEGIN, YEAR_2100 = 1_700_000_000_000_000_000, 4_102_444_800_000_000_000
 def spans() -> Iterator[tuple[bytes, int, int | None, bool, int]]:
     """Trace, span, parent, whether it is a call, start."""
     for number in range(1, DEPTH + 1):
-        yield CHAIN, number, number - 1 or None, number == DEPTH, BEGIN + number
+        # Each call in it is the one around the next, so all of them are one call: the innermost.
+        yield CHAIN, number, number - 1 or None, number % 2 == 0, BEGIN + number
     for number in range(1, WIDTH + 1):
         yield WIDE, number, None if number == 1 else 1, number % CALL_EACH == 0, BEGIN + number
     for number in range(1, RING + 1):

@@ -36,18 +36,17 @@ inner_of as (
     group by all
 ),
 
-outer_chain as (
-    select trace_id, outer_span_id as member_span_id, inner_span_id as span_id from inner_of
-    union
-    select outer_chain.trace_id, outer_chain.member_span_id, inner_of.inner_span_id
-    from outer_chain
-    join inner_of on inner_of.trace_id = outer_chain.trace_id and inner_of.outer_span_id = outer_chain.span_id
-),
-
+-- From the innermost outwards, one row for each outer span: the other way, a chain of outer spans would be walked from each of them.
 dropped as (
-    select outer_chain.trace_id, outer_chain.member_span_id, outer_chain.span_id
-    from outer_chain
-    semi join innermost using (trace_id, span_id)
+    select inner_of.trace_id, inner_of.outer_span_id as member_span_id, inner_of.inner_span_id as span_id
+    from inner_of
+    semi join innermost on innermost.trace_id = inner_of.trace_id and innermost.span_id = inner_of.inner_span_id
+
+    union all
+
+    select dropped.trace_id, inner_of.outer_span_id, dropped.span_id
+    from dropped
+    join inner_of on inner_of.trace_id = dropped.trace_id and inner_of.inner_span_id = dropped.member_span_id
 ),
 
 -- A response id that one span has joins nothing, and most are such.
