@@ -398,7 +398,11 @@ def measure(options: argparse.Namespace) -> list[str]:
             for shape in ("plain", *SHAPES):
                 say(f"hostile: {shape}")
                 count = write(work / shape, shape)
-                run = transform(work / shape, options)
+                try:
+                    run = transform(work / shape, options)
+                except SystemExit as error:
+                    verdicts.append(f"- hostile {shape}: {error}")
+                    continue
                 per_span[shape] = run["cpu_s"] / count
                 lines.append(
                     row(f"hostile: {shape}", count, run, f"{per_span[shape] / per_span['plain']:.1f}× of plain a span")
