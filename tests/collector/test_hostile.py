@@ -239,7 +239,7 @@ def test_no_value_is_ever_formatted_into_a_statement(part: str) -> None:
     # Names and conditions that the code composes from its own constants and quoted parts; a new one must be looked at.
     made = {
         "prefix", "signal", "condition", "source", "where", "paths", "live", "returns", "baselines", "rollouts", "files", "order", "goes", "rows",
-        "before", "query", "columns", "key", "run", "table", "step.text", "view.text", "source if paths else empty_relation(signal)", "threads",
+        "before", "query", "columns", "key", "run", "table", "step.text", "convention.text", "view.text", "source if paths else empty_relation(signal)", "threads",
         "config.threads", "now['rollouts']", "now['rewards']", "mention", "bucket.number", "which", "chosen", "limit", "NODE[signal]", "INDEX", "ASKED", "name", "wide", "records", "compression_level", "_chosen(self.where)",
         "ASKING", "kind", "form", "manifest.run", "int(config.memory_mb * DUCKDB_SHARE)", "len(str(lake.root)) + 2",
         "CONTROL_ROLLOUTS", "HOMES", "target", "of_tasks", "CONFIGURED[table]", "CONFIGURED['prices']",
