@@ -80,7 +80,8 @@ def test_keys_grain_and_checks_hold_over_what_frameworks_and_hostile_senders_sen
         steps.create(connection, step, parameters())
     made = {step.path for step in (*steps.steps("broadcast"), steps.baselines(), steps.pairs())}
     held = [file for file in sql_files() if file.path in made]
-    assert len(held) == len([path for path in paths() if "/" not in path]) + 1, "every numbered file, and credit"
+    numbered = [path for path in paths() if "/" not in path]
+    assert len(held) == len(numbered) + len(steps.conventions()) + 1, "every numbered file, conventions and credit"
     for file in held:
         file.hold(connection)
     for table in ("credits", "returns", "trajectories", "rewards", "baselines", "pairs"):
