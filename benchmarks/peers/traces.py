@@ -265,7 +265,7 @@ def _unit(capture: str, spans: Any, logs: Any, said: list[str], tokens: bool, ch
         for resource in (request.resource_spans if hasattr(request, "resource_spans") else request.resource_logs)
         for holder in (resource.resource, *(_rows(request)))
         for attribute in holder.attributes
-        if (attribute.key in OWN_NAMES or attribute.key.endswith(("session_id", "thread_id")))
+        if (attribute.key in OWN_NAMES or attribute.key.lower().endswith(("session_id", "sessionid", "thread_id")))
         and len(attribute.value.string_value) >= 4
     }
     rollouts = {
