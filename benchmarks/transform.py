@@ -1,7 +1,7 @@
 """What it costs to turn spans into credit and samples: lightning-transform beside Agent Lightning's adapter, on the same traces.
 
     make bench-transform
-    python benchmarks/transform.py [--spans 1000000] [--flat 60000] [--without flat,peer,more,hostile]
+    python benchmarks/transform.py [--spans 1000000] [--flat 60000] [--without flat,peer,more,hostile,floor]
                                    [--memory-mb 1536] [--write benchmarks/results/transform.md]
 
 The lake is made of the captures under tests/fixtures/otlp with fresh ids and text (peers/traces.py), 10 spans a trace, and
@@ -14,6 +14,7 @@ generated, and a sample of episodes against a run over a lake of just them.
     more      new traces worth 1% of the lake; feedback on 1% of the old rollouts, late spans for 1%, both at random
     flat      traces of 10 against traces of 10,000 spans
     hostile   a 20,000-deep chain, a root with 100,000 children, cycles, no clock: cost a span against ordinary traces
+    floor     the same Parquet read by DuckDB and nothing else: every column decoded; every attribute's text hashed once
     peer      agentlightning 0.3.0 in an environment of its own, spans from its own JSON, a part of the same traces
 """
 
@@ -44,6 +45,11 @@ BEGIN_NANO = 1_790_000_000_000_000_000
 GOALS = {"credits": 50_000, "samples": 12_000}
 PEER_GOALS = {"credits": 25, "samples": 5}
 PEER_SPANS = 4000
+# What no transform of this lake can do without; samples and credits are also held against it.
+FLOORS = {
+    "floor: every column decoded": "select bit_xor(hash(spans)) from spans",
+    "floor: every text hashed once": "select max(sha256(array_to_string(map_values(attributes_str), ''))) from spans",
+}
 CHECKED_EPISODES = 60
 
 
@@ -123,6 +129,19 @@ def worker(options: argparse.Namespace) -> None:
         "full": report.full, "traces": report.traces, "rollouts": report.rollouts, "run": report.run,
         "wall_s": time.monotonic() - began, "cpu_s": used.ru_utime + used.ru_stime, "memory_mib": used.ru_maxrss / 1024,
     }))  # fmt: skip
+
+
+def floor(lake: Path, select: str) -> dict[str, Any]:
+    """One select over the lake's spans in a process of its own, in one thread as a run of this memory is."""
+    code = (
+        "import duckdb, json, resource, sys, time; began = time.monotonic(); connection = duckdb.connect(); "
+        "connection.execute('set threads = 1'); pattern = sys.argv[1].replace(chr(39), chr(39) * 2); "
+        "connection.execute(f\"create view spans as from read_parquet('{pattern}', hive_partitioning = false, union_by_name = true)\"); "
+        "connection.execute(sys.argv[2]).fetchall(); used = resource.getrusage(resource.RUSAGE_SELF); "
+        "print(json.dumps(dict(wall_s=time.monotonic() - began, cpu_s=used.ru_utime + used.ru_stime, memory_mib=used.ru_maxrss / 1024)))"
+    )
+    command = [sys.executable, "-c", code, str(lake / "spans" / "**" / "*.parquet"), select]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 def content(lake: Path, traces: list[str] | None = None, *, messages: bool = True) -> dict[str, Any]:
@@ -349,6 +368,13 @@ def measure(options: argparse.Namespace) -> list[str]:
         for kind, run in (("credits", credits), ("samples", samples)):
             verdicts.append(f"- {kind}: {rate(made, run):,.0f} spans per CPU second, goal {GOALS[kind]:,}")
         verdicts.append(f"- peak memory of {made['spans']:,} spans: {samples['memory_mib']:,.0f} MiB, goal under 2,000")
+        if "floor" not in without:
+            for name, select in FLOORS.items():
+                say(name)
+                run = floor(work / "lake", select)
+                share = f"{run['cpu_s'] / credits['cpu_s']:.1%} of credits"
+                lines.append(row(name, made["spans"], run, share))
+                verdicts.append(f"- {name}: {rate(made, run):,.0f} spans per CPU second, {share}")
         if "more" not in without:
             for number, what in enumerate(("new traces", "feedback", "late spans")):
                 say(f"1% {what}")
@@ -415,7 +441,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--spans", type=int, default=1_000_000)
     parser.add_argument("--flat", type=int, default=60_000, help="spans of each of the two lakes for `flat`")
-    parser.add_argument("--without", default="", help="what to leave out: flat, peer, more, hostile")
+    parser.add_argument("--without", default="", help="what to leave out: flat, peer, more, hostile, floor")
     parser.add_argument("--memory-mb", type=int, default=1536)
     parser.add_argument("--write", type=Path, help="Markdown file for the result")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
