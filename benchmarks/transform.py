@@ -135,7 +135,7 @@ def floor(lake: Path, select: str) -> dict[str, Any]:
     """One select over the lake's spans in a process of its own, in one thread as a run of this memory is."""
     code = (
         "import duckdb, json, resource, sys, time; began = time.monotonic(); connection = duckdb.connect(); "
-        "connection.execute('set threads = 1'); pattern = sys.argv[1].replace(chr(39), chr(39) * 2); "
+        "connection.execute('set threads = 1; set enable_progress_bar = false'); pattern = sys.argv[1].replace(chr(39), chr(39) * 2); "
         "connection.execute(f\"create view spans as from read_parquet('{pattern}', hive_partitioning = false, union_by_name = true)\"); "
         "connection.execute(sys.argv[2]).fetchall(); used = resource.getrusage(resource.RUSAGE_SELF); "
         "print(json.dumps(dict(wall_s=time.monotonic() - began, cpu_s=used.ru_utime + used.ru_stime, memory_mib=used.ru_maxrss / 1024)))"
