@@ -2,7 +2,7 @@
 
     make bench-transform
     python benchmarks/transform.py [--spans 1000000] [--flat 60000] [--without flat,peer,more,hostile,floor]
-                                   [--memory-mb 1536] [--write benchmarks/results/transform.md]
+                                   [--memory-mb 2048] [--write benchmarks/results/transform.md]
 
 The lake is made of the captures under tests/fixtures/otlp with fresh ids and text (peers/traces.py), 10 spans a trace, and
 kept under .cache/bench for the next time. Every figure is of a process of its own that reads Parquet and writes and
@@ -442,7 +442,7 @@ def main() -> None:
     parser.add_argument("--spans", type=int, default=1_000_000)
     parser.add_argument("--flat", type=int, default=60_000, help="spans of each of the two lakes for `flat`")
     parser.add_argument("--without", default="", help="what to leave out: flat, peer, more, hostile, floor")
-    parser.add_argument("--memory-mb", type=int, default=1536)
+    parser.add_argument("--memory-mb", type=int, default=2048)
     parser.add_argument("--write", type=Path, help="Markdown file for the result")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--no-messages", action="store_true", help=argparse.SUPPRESS)

@@ -18,8 +18,9 @@ from otel_lightning.transforms import steps
 from otel_lightning.transforms.touched import count, raw_rows
 
 MIB = 1 << 20
-# Steps hold what was said several times over while they run (spans, messages, calls), joins and sorts aside.
-COPIES = 6
+# Steps hold what was said several times over while they run (spans, messages, calls), joins and sorts aside. A bucket that
+# takes DuckDB to its limit costs a tenth more: each block put out gives the freed pages back to the system, to be faulted in anew.
+COPIES = 8
 # Records are sorted into buckets on disk, once, if the buckets would read them more often than this.
 READS = 2.0
 
