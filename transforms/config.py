@@ -137,7 +137,7 @@ class TransformConfig(Config):
     threads: int | None = Field(default=None, gt=0, description="unset: one for every 2048 of memory_mb, at least one")
     messages: bool = Field(default=True, description="false: credits as ever, but what was said is not stored again")
     memory_mb: int = Field(
-        default=1536, ge=256, description="what a run may hold; the rest waits on disk, below the lake"
+        default=2048, ge=256, description="what a run may hold; the rest waits on disk, below the lake"
     )
     buckets: int | None = Field(default=None, gt=0, le=65536, description="so many shares; unset: what fits the memory")
 
