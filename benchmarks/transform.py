@@ -124,24 +124,44 @@ def worker(options: argparse.Namespace) -> None:
     )
     began = time.monotonic()
     report = run_transform(Path(options.worker), config, now_unix_nano=BEGIN_NANO + 10**18, progress=True)
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    print(json.dumps({
-        "full": report.full, "traces": report.traces, "rollouts": report.rollouts, "run": report.run,
-        "wall_s": time.monotonic() - began, "cpu_s": used.ru_utime + used.ru_stime, "memory_mib": used.ru_maxrss / 1024,
-    }))  # fmt: skip
+    counts = {"full": report.full, "traces": report.traces, "rollouts": report.rollouts, "run": report.run}
+    print(json.dumps(counts | used(began)))
 
 
 def floor(lake: Path, select: str) -> dict[str, Any]:
     """One select over the lake's spans in a process of its own, in one thread as a run of this memory is."""
-    code = (
-        "import duckdb, json, resource, sys, time; began = time.monotonic(); connection = duckdb.connect(); "
-        "connection.execute('set threads = 1; set enable_progress_bar = false'); pattern = sys.argv[1].replace(chr(39), chr(39) * 2); "
-        "connection.execute(f\"create view spans as from read_parquet('{pattern}', hive_partitioning = false, union_by_name = true)\"); "
-        "connection.execute(sys.argv[2]).fetchall(); used = resource.getrusage(resource.RUSAGE_SELF); "
-        "print(json.dumps(dict(wall_s=time.monotonic() - began, cpu_s=used.ru_utime + used.ru_stime, memory_mib=used.ru_maxrss / 1024)))"
+    done = subprocess.run(
+        [sys.executable, __file__, "--worker", str(lake), "--floor", select],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
-    command = [sys.executable, "-c", code, str(lake / "spans" / "**" / "*.parquet"), select]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    return json.loads(done.stdout)
+
+
+def floor_worker(lake: Path, select: str) -> None:
+    """What `floor` starts."""
+    import duckdb
+
+    began = time.monotonic()
+    connection = duckdb.connect()
+    connection.execute("set threads = 1; set enable_progress_bar = false")
+    pattern = str(lake / "spans" / "**" / "*.parquet").replace("'", "''")
+    connection.execute(
+        f"create view spans as from read_parquet('{pattern}', hive_partitioning = false, union_by_name = true)"
+    )
+    connection.execute(select).fetchall()
+    print(json.dumps(used(began)))
+
+
+def used(began: float) -> dict[str, float]:
+    """What this process has cost so far. Its own peak: Linux hands the parent's `ru_maxrss` on to a child."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    memory_mib = usage.ru_maxrss / 1024
+    with contextlib.suppress(OSError):
+        status = Path("/proc/self/status").read_text()
+        memory_mib = int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    return {"wall_s": time.monotonic() - began, "cpu_s": usage.ru_utime + usage.ru_stime, "memory_mib": memory_mib}
 
 
 def content(lake: Path, traces: list[str] | None = None, *, messages: bool = True) -> dict[str, Any]:
@@ -445,8 +465,12 @@ def main() -> None:
     parser.add_argument("--memory-mb", type=int, default=2048)
     parser.add_argument("--write", type=Path, help="Markdown file for the result")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--floor", help=argparse.SUPPRESS)
     parser.add_argument("--no-messages", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.floor:
+        floor_worker(Path(options.worker), options.floor)
+        return
     if options.worker:
         worker(options)
         return
