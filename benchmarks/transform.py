@@ -146,10 +146,10 @@ def floor_worker(lake: Path, select: str) -> None:
     began = time.monotonic()
     connection = duckdb.connect()
     connection.execute("set threads = 1; set enable_progress_bar = false")
-    pattern = str(lake / "spans" / "**" / "*.parquet").replace("'", "''")
-    connection.execute(
-        f"create view spans as from read_parquet('{pattern}', hive_partitioning = false, union_by_name = true)"
+    spans = connection.read_parquet(
+        str(lake / "spans" / "**" / "*.parquet"), hive_partitioning=False, union_by_name=True
     )
+    spans.create_view("spans")
     connection.execute(select).fetchall()
     print(json.dumps(used(began)))
 

@@ -30,7 +30,7 @@ class Step:
 
     @property
     def view(self) -> bool:
-        return "-- stored: view\n" in self.text
+        return "\n-- stored: view\n" in self.text
 
 
 @cache
@@ -65,7 +65,8 @@ def recognised() -> Step:
     Each has a table of its own: one statement over all of them costs twice as much, rows added to one table half as much again.
     """
     selects = [f"select * from {step.table}" for step in conventions()]
-    return Step("recognised", "conventions/", "-- stored: view\n" + "\nunion all by name\n".join(selects))
+    header = "-- What each convention recognises, one after the other.\n-- stored: view\n"
+    return Step("recognised", "conventions/", header + "\nunion all by name\n".join(selects))
 
 
 def baselines() -> Step:
