@@ -12,7 +12,7 @@ generated, and a sample of episodes against a run over a lake of just them.
     samples   canonical messages of every call written, credits, trajectories (the default)
     credits   the same values of every column but what was said: `messages: false`
     more      new traces worth 1% of the lake; feedback on 1% of the old rollouts, late spans for 1%, both at random
-    flat      traces of 10 against traces of 10,000 spans
+    flat      traces of 10 against traces of 10,000 spans, and against the same with little text
     hostile   a 20,000-deep chain, a root with 100,000 children, cycles, no clock: cost a span against ordinary traces
     floor     what DuckDB alone needs: every column of the spans decoded; every attribute's text hashed once; calls copied
     peer      agentlightning 0.3.0 in an environment of its own, spans from its own JSON, a part of the same traces
@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from peers.sides import Unavailable, environment
-from peers.traces import FIXTURES, Maker, Writer, reward
+from peers.traces import FIXTURES, TEXT_BYTES, Maker, Writer, reward
 
 CACHE = Path(__file__).parents[1] / ".cache" / "bench" / "transform"
 BEGIN_NANO = 1_790_000_000_000_000_000
@@ -49,17 +49,19 @@ PEER_SPANS = 4000
 FLOORS = {
     "floor: every column decoded": "select bit_xor(hash(spans)) from spans",
     "floor: every text hashed once": "select max(sha256(array_to_string(map_values(attributes_str), ''))) from spans",
-    "floor: calls copied": "copy calls to 'calls.parquet' (format parquet, compression zstd, compression_level 1)",
+    "floor: calls copied": "copy calls to 'calls.parquet' "  # in the form in which a run writes them
+    "(format parquet, compression zstd, compression_level 1, row_group_size 8192)",
 }
+LITTLE_TEXT_BYTES = TEXT_BYTES // 10  # or as little as the captures have without what was said
 CHECKED_EPISODES = 60
 
 
-def made_in(spans: int, spans_a_trace: int) -> Path:
+def made_in(spans: int, spans_a_trace: int, text_bytes: int = TEXT_BYTES) -> Path:
     """Where a lake of this generator and these captures lies; those of earlier ones are removed."""
     digest = hashlib.sha256((Path(__file__).parent / "peers" / "traces.py").read_bytes())
     for path in sorted(path for path in FIXTURES.rglob("*") if path.is_file()):
         digest.update(path.read_bytes())
-    name = f"spans-{spans}-{spans_a_trace}-"
+    name = f"spans-{spans}-{spans_a_trace}-{text_bytes}-"
     folder = CACHE / (name + digest.hexdigest()[:12])
     for other in CACHE.glob(f"{name}*"):
         if other != folder:
@@ -67,14 +69,14 @@ def made_in(spans: int, spans_a_trace: int) -> Path:
     return folder
 
 
-def make(folder: Path, spans: int, spans_a_trace: int, seed: int) -> dict[str, Any]:
+def make(folder: Path, spans: int, spans_a_trace: int, seed: int, text_bytes: int = TEXT_BYTES) -> dict[str, Any]:
     """A lake of at least `spans` spans in `folder`, once; what is in it."""
     ready = folder / "made.json"
     if ready.exists():
         return json.loads(ready.read_text())
     shutil.rmtree(folder, ignore_errors=True)
     say(f"making {spans:,} spans, {spans_a_trace:,} a trace")
-    maker, writer = Maker(spans_a_trace, seed, BEGIN_NANO), Writer(folder / "lake")
+    maker, writer = Maker(spans_a_trace, seed, BEGIN_NANO, text_bytes), Writer(folder / "lake")
     made: dict[str, Any] = {
         "spans": 0,
         "llm_spans": 0,
@@ -146,7 +148,7 @@ def floor_worker(lake: Path, select: str) -> None:
 
     began = time.monotonic()
     connection = duckdb.connect()
-    connection.execute("set threads = 1; set enable_progress_bar = false")
+    connection.execute("set threads = 1; set enable_progress_bar = false; set preserve_insertion_order = false")
     os.chdir(lake.parent)  # where a copy goes
     for name, folder in (("spans", lake / "spans"), ("calls", lake / "derived" / "calls")):
         files = str(folder / "**" / "*.parquet")
@@ -426,18 +428,20 @@ def measure(options: argparse.Namespace) -> list[str]:
             except (Unavailable, SystemExit, KeyError, ValueError, OSError) as error:
                 verdicts.append(f"- not measured: {error}")
         if "flat" not in without:
-            rates = {}
-            for spans_a_trace in (10, 10_000):
-                other = made_in(options.flat, spans_a_trace)
-                flat = make(other, options.flat, spans_a_trace, seed=2)
-                say(f"{spans_a_trace:,} spans a trace")
+            rates = []
+            for spans_a_trace, text_bytes in ((10, TEXT_BYTES), (10_000, TEXT_BYTES), (10, LITTLE_TEXT_BYTES)):
+                other = made_in(options.flat, spans_a_trace, text_bytes)
+                flat = make(other, options.flat, spans_a_trace, 2, text_bytes)
+                what = f"{spans_a_trace:,} spans a trace" + (", little text" if text_bytes < TEXT_BYTES else "")
+                say(what)
                 run = transform(other / "lake", options, fresh=True)
                 shutil.rmtree(other / "lake" / "derived")
-                rates[spans_a_trace] = rate(flat, run)
-                lines.append(row(f"samples, {spans_a_trace:,} spans a trace", flat["spans"], run))
-            verdicts.append(
-                f"- 10,000 against 10 spans a trace: {rates[10_000] / rates[10]:.2f} of the rate, goal 0.8 to 1.2"
-            )
+                rates.append(rate(flat, run))
+                on_disk = f"{flat['bytes'] / flat['spans'] / 1000:.1f} kB a span on disk"
+                lines.append(row(f"samples, {what}", flat["spans"], run, on_disk))
+            plain, long, short = rates
+            verdicts.append(f"- 10,000 against 10 spans a trace: {long / plain:.2f} of the rate, goal 0.8 to 1.2")
+            verdicts.append(f"- little text: {plain / short:.0%} of the CPU time a span")
         if "hostile" not in without:
             from peers.hostile import SHAPES, write
 

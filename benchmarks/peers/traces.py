@@ -88,20 +88,20 @@ class Text:
         return self._corpus[at : at + length]
 
 
-def units(tokens: bool, chance: random.Random) -> dict[str, list[Unit]]:
+def units(tokens: bool, text_bytes: int, chance: random.Random) -> dict[str, list[Unit]]:
     """Every usable trace of every capture, by capture."""
     found: dict[str, list[Unit]] = {}
     for folder in sorted(path.parent for path in FIXTURES.glob("*/*/server_requests.jsonl")):
         if folder.parent.name in LEFT_OUT:
             continue
         name = folder.relative_to(FIXTURES).as_posix()
-        made = _units_of(folder, name, tokens, chance)
+        made = _units_of(folder, name, tokens, text_bytes, chance)
         if made:
             found[name] = made
     return found
 
 
-def _units_of(folder: Path, name: str, tokens: bool, chance: random.Random) -> list[Unit]:
+def _units_of(folder: Path, name: str, tokens: bool, text_bytes: int, chance: random.Random) -> list[Unit]:
     traces, logs = ExportTraceServiceRequest(), ExportLogsServiceRequest()
     for path in sorted(folder.glob("*-traces.pb")):
         traces.MergeFromString(path.read_bytes())
@@ -116,7 +116,7 @@ def _units_of(folder: Path, name: str, tokens: bool, chance: random.Random) -> l
         own_logs.CopyFrom(logs)
         _keep(own.resource_spans, "scope_spans", "spans", trace_id)
         _keep(own_logs.resource_logs, "scope_logs", "log_records", trace_id)
-        unit = _unit(name, own, own_logs, said, tokens, chance)
+        unit = _unit(name, own, own_logs, said, tokens, text_bytes, chance)
         if unit is not None:
             made.append(unit)
     return made
@@ -216,7 +216,9 @@ def _speaks(span: Any, logged: set[bytes]) -> str | None:
     return "genai_events" if span.span_id in logged else "genai"
 
 
-def _unit(capture: str, spans: Any, logs: Any, said: list[str], tokens: bool, chance: random.Random) -> Unit | None:
+def _unit(
+    capture: str, spans: Any, logs: Any, said: list[str], tokens: bool, text_bytes: int, chance: random.Random
+) -> Unit | None:
     rows, records = _rows(spans), _rows(logs)
     logged = {
         record.span_id
@@ -254,7 +256,7 @@ def _unit(capture: str, spans: Any, logs: Any, said: list[str], tokens: bool, ch
     fixed = len(joined) - 6 * occurrences
     if not occurrences:
         return None
-    length = min(LONGEST_TEXT, max(SHORTEST_TEXT, (TEXT_BYTES * len(rows) - fixed) // occurrences))
+    length = min(LONGEST_TEXT, max(SHORTEST_TEXT, (text_bytes * len(rows) - fixed) // occurrences))
     marks = {}
     for number, text in enumerate(texts):
         marks[short[text]] = (f"Q{number:04d}Z" + "".join(chance.choices("qxzjvk", k=30))).ljust(length, "#")
@@ -344,11 +346,11 @@ class Episode:
 class Maker:
     """Episodes without end, from a seed."""
 
-    def __init__(self, spans_a_trace: int, seed: int, begin_unix_nano: int) -> None:
+    def __init__(self, spans_a_trace: int, seed: int, begin_unix_nano: int, text_bytes: int = TEXT_BYTES) -> None:
         self._chance = random.Random(seed)
         self._text = Text(self._chance)
         self._spans_a_trace = spans_a_trace
-        with_tokens, without = units(True, self._chance), units(False, self._chance)
+        with_tokens, without = units(True, text_bytes, self._chance), units(False, text_bytes, self._chance)
         self.captures = sorted(with_tokens)
         # A capture belongs to the convention that most of its traces speak.
         spoken = {
