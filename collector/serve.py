@@ -5,15 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import resource
-import signal
 import ssl
 import sys
-import threading
 from pathlib import Path
 
 from otel_lightning.app.errors import ConfigError, LightningError
 from otel_lightning.app.listen import Address, bind, require_safe
 from otel_lightning.app.logs import set_up
+from otel_lightning.app.stop import Stop
 from otel_lightning.collector.acceptance import Acceptance
 from otel_lightning.collector.config import ENVIRONMENT, CollectConfig, RedactConfig
 from otel_lightning.collector.forward import Forwarder, Target
@@ -63,10 +62,7 @@ def serve(config: CollectConfig) -> int:
     if len({target.name for target in targets}) < len(targets):
         raise ConfigError("forward: two entries name the same endpoint; keep one")
 
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-
+    stop = Stop()
     lake = Lake(config.lake)
     handle = lock(lake)
     if handle is None:

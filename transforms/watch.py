@@ -61,8 +61,9 @@ def watch(
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal stopped
-        stopped = True
-        raise _Stop
+        if not stopped:  # a second one finds us on the way out
+            stopped = True
+            raise _Stop
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     runs, seen, due = 0, None, 0
