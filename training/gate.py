@@ -81,8 +81,18 @@ def decide(
 
 
 def run_gate(lake: Path, candidate: str, config: GateConfig, transform: TransformConfig, seed: int) -> Verdict:
-    """Compare `candidate` with current on the gate's tasks, write gate.json, promote if it passes."""
+    """Compare `candidate` with current on the gate's tasks, write gate.json, promote if it passes.
+
+    A candidate that was judged before keeps that verdict; when a crash came between it and the promotion, that is done now.
+    """
     policies = Policies(lake / "policies")
+    judged = policies.get(candidate).gate
+    if judged is not None:
+        result = Verdict(**judged)
+        moved = any((move["pointer"], move["to"]) == ("current", candidate) for move in policies.history())
+        if result.verdict == "promote" and not moved and policies.pointer("current") == result.champion:
+            policies.point("current", candidate, who="gate", why=result.reason)
+        return result
     champion = policies.pointer("current")
     if champion is None:
         raise LightningError(NO_CURRENT)

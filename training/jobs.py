@@ -117,6 +117,7 @@ def _offline(job: Job) -> None:
     steps = step_count(data.rows, config.optim)
     plan = batches(data.rows, config.optim, steps, config.seed)
     first = _resume(job, _identity(config, data.rows))
+    job.run.go_on(first)
     if job.is_main:
         print(
             f"{len(data.rows)} sequences of {data.rollouts} rollouts, {data.tokens} trained tokens, {steps} steps",
@@ -152,16 +153,18 @@ def _online(job: Job, rollouts: RolloutsConfig) -> None:
     policies = Policies(lake / "policies")
     identity = _identity(config, [])
     first = _resume(job, identity)
-    state: dict[str, Any] = {"identity": identity, "rounds": [], **fresh()}
+    state: dict[str, Any] = {"identity": identity, "run_id": secrets.token_hex(4), "rounds": [], **fresh()}
     saved = checkpoint.newest(job.run.checkpoints)
     if saved is not None and first:
         state = json.loads((saved / "state.json").read_text(encoding="utf-8"))
+        version = _act_after(job, policies, first - 1, state["run_id"])
     else:
-        _act_with(job, policies, job.parent or _publish(job, 0, {}).version, "the loop starts from it")
+        version = job.parent or _publish(job, 0, {}).version
+        _act_with(job, policies, version, "the loop starts from it")
     # A round that was cut off begins again with episodes of its own: nothing of the first try mixes with them.
     session = secrets.token_hex(4)
     updates = rollouts.rounds * rollouts.updates_per_round
-    trained = set(job.run.trained_before(first * rollouts.updates_per_round))
+    trained = set(job.run.go_on(first * rollouts.updates_per_round))
     with (
         Driver(rollouts.command, serve=rollouts.serve, collect=rollouts.collect, settle_s=rollouts.settle_s) as driver,
         progress("online rounds", rollouts.rounds) as bar,
@@ -196,14 +199,12 @@ def _online(job: Job, rollouts: RolloutsConfig) -> None:
             state["rounds"].append(
                 {"round": number, "rollouts": len(ids), "missing": sum(o.status == "timeout" for o in outcomes)}
             )
-            policy = _publish(job, (number + 1) * rollouts.updates_per_round, {"round": number})
-            _act_with(job, policies, policy.version, f"round {number}")
+            # Before it is published: what the loop acts with must not be ahead of what it can go on from.
             _save(job, number + 1, state)
+            version = _act_after(job, policies, number, state["run_id"])
             bar.note(f"outcome {np.mean(list(truths.values())):.3f}")
             bar.advance()
-    candidate = policies.pointer("candidate")
-    assert candidate is not None
-    _gate(job, candidate)
+    _gate(job, version)
 
 
 def _round_tasks(
@@ -234,6 +235,19 @@ def _part(rows: list[Row], part: int, parts: int) -> list[Row]:
     rollouts = sorted({row.rollout_id for row in rows})
     mine = {r for index, r in enumerate(rollouts) if index % parts == part}
     return [row for row in rows if row.rollout_id in mine]
+
+
+def _act_after(job: Job, policies: Policies, number: int, run_id: str) -> str:
+    """Act with what round `number` ended in: published now, unless this run did so before it was cut off."""
+    assert job.config.rollouts is not None
+    info = {"round": number, "run_id": run_id}
+    published = (name for name in policies.versions() if info.items() <= policies.get(name).info.items())
+    version = next(published, None)
+    if version is None:
+        version = _publish(job, (number + 1) * job.config.rollouts.updates_per_round, info).version
+    if policies.pointer("candidate") != version:
+        _act_with(job, policies, version, f"round {number}")
+    return version
 
 
 def _act_with(job: Job, policies: Policies, version: str, why: str) -> None:

@@ -76,6 +76,8 @@ def test_a_run_killed_in_the_middle_ends_with_the_same_weights(job: Path, tmp_pa
     assert "resumes after step=" in again.stdout
     weights = [file_sha256(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "run")]
     assert weights[0] == weights[1]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(40)), "what was written after the checkpoint is written once"
 
 
 def test_another_configuration_does_not_go_on_from_this_checkpoint(job: Path) -> None:
@@ -288,6 +290,14 @@ def test_a_gate_refuses_on_the_signals_that_it_is_told_to_heed(collector, otlp, 
     assert promoted.verdict == "promote" and promoted.signals and policies.pointer("current") == "v0003"
     with pytest.raises(ValueError, match="no signal 'missing_reward'; did you mean missing_rewards"):
         run("v0003", "missing_reward")
+
+    # A verdict stands: nothing is played again, and what a person rolled back stays so.
+    policies.point("current", "v0001", who="test", why="rolled back")
+    assert run("v0003") == promoted and policies.pointer("current") == "v0001"
+    # A crash between the verdict and the promotion leaves the latter to be done.
+    version = policies.publish(lambda folder: (folder / "config.json").write_text("{}"), {}).version
+    policies.write_gate(version, {**recorded, "verdict": "promote", "champion": "v0001", "candidate": version})
+    assert run(version).verdict == "promote" and policies.pointer("current") == version
 
 
 def test_a_job_whose_gate_has_nothing_to_compare_with_ends_before_it_trains(job: Path, tmp_path: Path) -> None:
